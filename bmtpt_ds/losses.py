@@ -1,0 +1,122 @@
+"""The gradient of a step: every row through every prompt, dealt to the ranks, added up over them.
+
+Symbols: P prompts (particles in the source stage), L prompt length, H hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bmtpt_ds.data.order import stream
+from bmtpt_ds.data.plan import Cell, MicroBatch, plan_micro_batches
+from bmtpt_ds.data.tokens import TokenRow, collate
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.parallel import Sharded
+from bmtpt_ds.runlog import Phases
+from bmtpt_ds.stopping import StopSignal
+
+
+@dataclass(frozen=True)
+class StepGradient:
+    """The same on every rank."""
+
+    gradient: torch.Tensor  # [P, L, H] float32, of each prompt's loss
+    losses: torch.Tensor  # [P], the mean over the step's rows
+    finite: bool  # whether gradient and losses are
+    stop: bool  # whether a signal has come on some rank
+
+
+class GradientPass:
+    """Computes the steps' gradients, in micro-batches that fit."""
+
+    def __init__(self, model: Sharded, pad_id: int, max_tokens: int, dropout_seed: int, phases: Phases):
+        """
+        Args:
+            max_tokens: padded tokens of a micro-batch to begin with; halved after an out-of-memory.
+            dropout_seed: of the random numbers of a backbone with dropout, drawn anew for each step.
+        """
+        self._model, self._pad_id, self._seed, self._phases = model, pad_id, dropout_seed, phases
+        self.max_tokens = max_tokens
+
+    def __call__(self, prompts: torch.Tensor, rows: Sequence[TokenRow], step: int, stop: StopSignal) -> StepGradient:
+        """
+        Args:
+            prompts: [P, L, H] float32, the same on all ranks.
+            rows: of the step, the same on all ranks and for all prompts; each weighs as much as the others.
+        """
+        ranks, count = self._model.ranks, len(prompts)
+        cells = [
+            Cell(p, r, 1 / len(rows), prompts.shape[1] + len(row.source), len(row.target))
+            for r, row in enumerate(rows)
+            for p in range(count)
+        ]
+        # one flat buffer, one all-reduce: the gradients, the losses, and whether somebody wants to stop
+        flat = torch.zeros(prompts.numel() + count + 1, device=ranks.device)
+        self._add_own_share(flat, prompts, rows, cells, step)
+        with self._phases("gather"):
+            flat[-1] = float(stop.received is not None)
+            ranks.sum_(flat)
+            finite, stopped = torch.stack([torch.isfinite(flat).all().float(), flat[-1]]).tolist()
+        gradient = flat[: prompts.numel()].view_as(prompts)
+        return StepGradient(gradient, flat[prompts.numel() : -1], bool(finite), stopped > 0)
+
+    def _add_own_share(
+        self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], cells: list[Cell], step: int
+    ) -> None:
+        """Fills `flat` with this rank's part; begins again with half the tokens when memory runs out."""
+        ranks = self._model.ranks
+        while True:
+            try:
+                if self._model.backbone.config.dropout_rate:
+                    torch.manual_seed(int(stream("dropout", self._seed, step, ranks.rank).randint(2**31)))
+                flat.zero_()
+                for batch in plan_micro_batches(cells, ranks.world, self.max_tokens)[ranks.rank]:
+                    self._add_micro_batch(flat, prompts, rows, batch)
+                return
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(max(cell.tokens for cell in cells))
+            if ranks.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _halve(self, longest: int) -> None:
+        half = self.max_tokens // 2
+        if half < longest:
+            raise UserError(
+                f"out of memory with micro-batches of one row ({longest} tokens): shorten model.max_source_length, "
+                "set model.activation_checkpointing=true, or shard over more devices"
+            )
+        if self._model.synced:
+            # The others wait inside this rank's pass; only a new start gets all ranks in step again.
+            raise UserError(
+                f"out of memory with micro-batches of {self.max_tokens} tokens: "
+                f"go on with --resume --set run.max_tokens_per_micro_batch={half}"
+            )
+        self.max_tokens = half
+
+    def _add_micro_batch(
+        self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], cells: MicroBatch
+    ) -> None:
+        with self._phases("forward"):
+            theta = prompts.detach().requires_grad_()
+            # stacked views rather than theta[indices]: their gradients add up in a fixed order on every device
+            parts = theta.unbind(0)
+            batch = collate([rows[cell.row] for cell in cells], self._pad_id, prompts.device)
+            losses = self._model.backbone.row_losses(
+                torch.stack([parts[cell.prompt] for cell in cells]), batch.source_ids, batch.source_mask, batch.labels
+            )
+            weights = torch.zeros(len(prompts), len(cells))
+            for i, cell in enumerate(cells):
+                weights[cell.prompt, i] = cell.weight
+            weights = weights.to(prompts.device)
+            loss_of_prompt = (weights * losses).sum(dim=1)
+        with self._phases("backward"):
+            loss_of_prompt.sum().backward()
+        flat[: prompts.numel()] += theta.grad.flatten()
+        flat[prompts.numel() : -1] += loss_of_prompt.detach()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

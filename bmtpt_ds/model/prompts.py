@@ -1,0 +1,65 @@
+"""Soft prompts: how particles begin, and how a target prompt is composed (paper, sections 4.2.2 and 4.3.1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bmtpt_ds.data.order import stream
+from bmtpt_ds.errors import UserError
+
+FIRST_TEXT_TOKEN = 3  # T5's vocabulary begins with padding, end of sequence and unknown
+COMMON_TOKENS = 5000  # SentencePiece sorts by frequency; Lester et al. (2021) draw from the 5000 most common
+
+
+def vocabulary_ids(count: int, length: int, vocab_size: int, seed: int) -> torch.Tensor:
+    """Token ids [count, length] whose embeddings a prompt starts from, each prompt's without replacement.
+
+    Raises:
+        UserError: a prompt longer than there are common tokens.
+    """
+    top = min(COMMON_TOKENS, vocab_size)
+    if length > top - FIRST_TEXT_TOKEN:
+        raise UserError(f"prompt.length {length}: longer than the {top - FIRST_TEXT_TOKEN} tokens it is drawn from")
+    draws = [stream("prompt", seed, i).permutation(top - FIRST_TEXT_TOKEN)[:length] for i in range(count)]
+    return torch.stack([torch.from_numpy(draw) for draw in draws]) + FIRST_TEXT_TOKEN
+
+
+def initial_prompts(
+    init: str, count: int, length: int, vocab_size: int, seed: int, rows_of: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Prompts [count, L, H] in float32 that a stage begins with.
+
+    Args:
+        init: `vocab`, embeddings of random common tokens (section 4.3.1, after Lester et al. 2021), or `normal`,
+            Gaussian noise of those embeddings' standard deviation (they are large: 13.5 in flan-t5-small).
+        rows_of: token ids [N] -> their embeddings [N, H], asked of the loaded backbone.
+    """
+    ids = vocabulary_ids(count, length, vocab_size, seed)
+    rows = rows_of(ids.flatten()).float().view(count, length, -1)
+    if init == "vocab":
+        return rows
+    noise = torch.from_numpy(stream("normal prompt", seed).standard_normal(rows.shape)).float()
+    return noise.to(rows.device) * rows.std()
+
+
+@dataclass
+class ComposedPrompt:
+    """A target task's prompt W * (a b^T) (section 4.2.2): full rank for what is shared, rank one for the task."""
+
+    full: torch.Tensor  # W [L, H]
+    a: torch.Tensor  # [L]
+    b: torch.Tensor  # [H]
+
+    @classmethod
+    def start_at(cls, centre: torch.Tensor) -> "ComposedPrompt":
+        """W at `centre` [L, H], a and b at ones: the composition equals `centre`."""
+        length, hidden = centre.shape
+        return cls(centre.clone(), centre.new_ones(length), centre.new_ones(hidden))
+
+    def compose(self) -> torch.Tensor:
+        """The prompt [L, H] that the backbone reads."""
+        return self.full * torch.outer(self.a, self.b)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.full, self.a, self.b]

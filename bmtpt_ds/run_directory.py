@@ -1,0 +1,137 @@
+"""A run's directory: who may write in it, and what lies there."""
+
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import IO
+
+from bmtpt_ds.checkpoint import Checkpoints, Stored, write_atomically
+from bmtpt_ds.config import Recipe, parse_yaml
+from bmtpt_ds.errors import UserError
+
+CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
+PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
+# all that a run writes: what --overwrite may remove
+_OWN = (CONFIG, METRICS, RESULTS, PARTICLES, PROMPT, "checkpoints", "tensorboard", "csv_monitor", "wandb", ".lock")
+# sections that may differ when a run goes on: they change how it runs, not what it computes
+_FREE_SECTIONS = ("run", "evaluate")
+
+
+class RunDirectory:
+    """The directory of one run of one stage. Rank 0 alone makes and fills it, after every check has passed."""
+
+    def __init__(self, path: Path, recipe: Recipe, stage: str, *, resume: bool, overwrite: bool):
+        """
+        Args:
+            stage: `source` or `adapt`.
+            resume: go on with what is there, start if nothing is.
+            overwrite: remove the run that is there.
+        """
+        self.path, self.recipe, self.stage = path, recipe, stage
+        self._resume, self._overwrite = resume, overwrite
+        self._lock: IO | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", self.recipe.run.keep)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that is to be resumed has nothing left to do: the results are written last."""
+        return self._resume and (self.path / RESULTS).is_file()
+
+    def checkpoint_to_resume(self) -> Stored | None:
+        """The newest sound checkpoint if the run is to be resumed; says which damaged ones it passed over."""
+        if not self._resume:
+            return None
+        stored, refused = self.checkpoints.load_latest()
+        for line in refused:
+            print(f"{line}; the checkpoint before it is used", file=sys.stderr)
+        return stored
+
+    def check(self) -> None:
+        """Refuses, without touching anything, a directory that this run may not write in.
+
+        Raises:
+            UserError: another run, other files, no permission, a recipe that differs from the run to be resumed.
+        """
+        if self._resume and self._overwrite:
+            raise UserError("--resume and --overwrite exclude each other: give one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run-dir {self.path}: that is a file; give a folder")
+        self._check_writable()
+        if not self.path.is_dir() or not any(p.name != ".lock" for p in self.path.iterdir()):
+            return
+        if not (self.path / CONFIG).is_file():
+            raise UserError(f"--run-dir {self.path}: holds files that are no run of bmtpt; give another folder")
+        if self._resume:
+            self._check_same_recipe()
+        elif not self._overwrite:
+            raise UserError(f"--run-dir {self.path}: holds a run; add --resume or --overwrite, or give another folder")
+
+    def _check_writable(self) -> None:
+        nearest = self.path
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--run-dir {self.path}: {nearest} cannot be written; give a folder of yours")
+
+    def _check_same_recipe(self) -> None:
+        was = parse_yaml((self.path / CONFIG).read_text(), str(self.path / CONFIG))
+        now = parse_yaml(self._config_text(), "recipe")
+        for section, values in now.items():
+            if section in _FREE_SECTIONS:
+                continue
+            before = was.get(section)
+            if before == values:
+                continue
+            keys = [section]
+            if isinstance(values, dict) and isinstance(before, dict):
+                keys = [f"{section}.{k}" for k in values if before.get(k) != values[k]]
+            raise UserError(
+                f"--resume: {', '.join(keys)} differs from the run in {self.path}; "
+                "take its values, or start anew with --overwrite or another --run-dir"
+            )
+
+    def _config_text(self) -> str:
+        return f"stage: {self.stage}\n{self.recipe.to_yaml()}"
+
+    def open(self) -> None:
+        """Makes the directory, takes its lock, removes what --overwrite gives up, writes the resolved recipe."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if self._overwrite:
+                for name in _OWN:
+                    entry = self.path / name
+                    shutil.rmtree(entry) if entry.is_dir() else name == ".lock" or entry.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"--run-dir {self.path}: cannot be written: {error.strerror or error}") from None
+        write_atomically(self.path / CONFIG, self._config_text().encode())
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--run-dir {self.path}: another process is running in it; wait for it or end it") from None
+        except OSError:
+            pass  # a file system without locks: the check above is all there is
+
+
+def read_run_recipe(path: Path) -> tuple[str, dict]:
+    """The stage (`source` or `adapt`) and the resolved recipe, as plain values, of a run's directory.
+
+    Raises:
+        UserError: not a run's directory.
+    """
+    config = path / CONFIG
+    if not config.is_file():
+        raise UserError(f"{path}: not a run's directory (no {CONFIG} in it)")
+    values = parse_yaml(config.read_text(), str(config))
+    stage = values.pop("stage", None) if isinstance(values, dict) else None
+    if stage not in ("source", "adapt"):
+        raise UserError(f"{config}: not written by bmtpt")
+    return stage, values

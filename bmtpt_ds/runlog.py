@@ -1,0 +1,185 @@
+"""What a run says while it runs: metrics.jsonl, a progress bar, DeepSpeed's monitor."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deepspeed.monitor.config import get_monitor_config
+from deepspeed.monitor.monitor import MonitorMaster
+from tqdm import tqdm
+
+from bmtpt_ds.checkpoint import write_atomically
+
+
+def is_log_step(step: int, log_every: int, steps: int) -> bool:
+    """Whether a step gets a line: the first, every `log_every`-th, the last."""
+    return step == 1 or step % log_every == 0 or step == steps
+
+
+def steps_since_line(step: int, log_every: int) -> int:
+    """Steps that the line of `step` stands for: those since the line before it, itself included."""
+    return 1 if step == 1 else step - max((step - 1) // log_every * log_every, 1)
+
+
+class Phases:
+    """Seconds spent in the named phases of the steps since the last `take`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._steps = 0
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, time counts for no step."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def count_step(self) -> None:
+        self._steps += 1
+
+    def take(self) -> dict[str, float]:
+        """`seconds` and `seconds_<phase>`, means over the steps counted since the last call."""
+        now, steps = time.perf_counter(), max(1, self._steps)
+        taken = {"seconds": (now - self._since) / steps}
+        taken |= {f"seconds_{name}": value / steps for name, value in self._seconds.items()}
+        self._seconds, self._steps, self._since = {}, 0, now
+        return {name: round(value, 6) for name, value in taken.items()}
+
+
+class RunLog:
+    """The log of one run; on ranks other than 0 it does nothing."""
+
+    def __init__(
+        self,
+        folder: Path,
+        ds: Mapping[str, Any],
+        *,
+        first: bool,
+        start: int,
+        validated: int,
+        steps: int,
+        title: str,
+    ):
+        """
+        Args:
+            folder: the run's directory; `metrics.jsonl` lies there.
+            ds: the DeepSpeed JSON, whose monitor sections are honoured; TensorBoard is on unless it says otherwise.
+            start: the step that the run goes on from; lines of later steps are from before it was killed and go.
+            validated: likewise for the lines of validations.
+            steps: of the whole run.
+            title: the stage, in front of every line for a person.
+        """
+        self._first, self._steps = first, steps
+        if not first:
+            return
+        self._path = folder / "metrics.jsonl"
+        self._keep_lines_until(start, validated)
+        self._monitor = MonitorMaster(get_monitor_config(_monitor_sections(ds, folder)))
+        self._bar = tqdm(
+            total=steps, initial=start, desc=title, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self._title = title
+
+    def _keep_lines_until(self, start: int, validated: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # torn by the kill
+            if values["step"] <= (validated if "validation" in values else start):
+                kept.append(line)
+        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._first:
+            self._bar.update(step - self._bar.n)
+
+    def line(self, values: Mapping[str, Any]) -> None:
+        """One line of metrics: to the file, to the monitor, and in short to a person.
+
+        Args:
+            values: has `step`; numbers, lists of numbers and nested mappings of them.
+        """
+        if not self._first:
+            return
+        values = _finite(values)
+        with open(self._path, "a") as file:
+            file.write(json.dumps(values, allow_nan=False) + "\n")
+        step = values["step"]
+        self._monitor.write_events([(f"{self._title}/{k}", v, step) for k, v in _flatten(values) if k != "step"])
+        text = "  ".join(_short(values))
+        if sys.stderr.isatty():
+            self._bar.set_postfix_str(text, refresh=True)
+        else:
+            print(f"{self._title} {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A sentence to the person who watches."""
+        if self._first:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._first:
+            self._bar.close()
+
+
+def _monitor_sections(ds: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    sections = {name: dict(ds[name]) for name in ("csv_monitor", "wandb") if name in ds}
+    board = {"enabled": True, **ds.get("tensorboard", {})}
+    if not board.get("output_path"):
+        board |= {"output_path": str(folder), "job_name": "tensorboard"}
+    sections["tensorboard"] = board
+    if "csv_monitor" in sections and not sections["csv_monitor"].get("output_path"):
+        sections["csv_monitor"] |= {"output_path": str(folder), "job_name": "csv_monitor"}
+    return sections
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no inf: they become null."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            yield from ((f"{prefix}{key}/{i}", v) for i, v in enumerate(value) if isinstance(v, int | float))
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
+
+
+_SHOWN = ("loss", "kernel_mean", "drive_norm", "repulsion_norm", "prior", "lr", "validation", "seconds", "skipped")
+
+
+def _short(values: Mapping[str, Any]) -> Iterator[str]:
+    for name in _SHOWN:
+        value = values.get(name)
+        if value is not None and not (name == "skipped" and not value):
+            if isinstance(value, Mapping):
+                yield " ".join(f"{name}/{k} {v:.4g}" for k, v in value.items() if isinstance(v, int | float))
+            else:
+                yield f"{name} {value:.4g}"

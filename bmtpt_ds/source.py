@@ -1,0 +1,228 @@
+"""Stage 1: particles that approximate the posterior of the source tasks (Algorithm 1, upper half).
+
+Symbols: M particles, L prompt length, H hidden size, D = L * H, K source tasks, kappa of them a step, R rows of each.
+
+A step draws kappa tasks and R rows of each, sees every row through every particle, adds up the gradients over the
+ranks, and moves the particles by one SVGD step, on rank 0, which then tells the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from bmtpt_ds.checkpoint import Checkpoints
+from bmtpt_ds.config import Recipe, SourceConfig
+from bmtpt_ds.data.order import rows_of_step, tasks_of_step
+from bmtpt_ds.data.splits import Splits
+from bmtpt_ds.data.tokens import RowEncoder, TokenRow
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.evaluate import score_rows
+from bmtpt_ds.losses import GradientPass, StepGradient
+from bmtpt_ds.parallel import Sharded
+from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
+from bmtpt_ds.schedule import learning_rate_factor
+from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.svgd import init_state, svgd_step_
+from bmtpt_ds.svgd.step import Diagnostics
+from bmtpt_ds.tasks import Task
+
+
+class SourceTask(NamedTuple):
+    task: Task
+    splits: Splits
+
+
+@dataclass
+class Posterior:
+    """Where the source stage stands: all that a checkpoint needs."""
+
+    particles: torch.Tensor  # [M, L, H] float32, bit for bit the same on all ranks
+    state: dict[str, torch.Tensor]  # of the optimizer; rank 0's counts
+    losses: torch.Tensor  # [M], summed since the last line of the log
+    step: int = 0  # steps done
+    validated: int = 0  # the last step whose validation is in the log
+    skipped_in_a_row: int = 0
+
+    @classmethod
+    def start(cls, particles: torch.Tensor, optimizer: str) -> "Posterior":
+        return cls(particles, init_state(particles.flatten(1), optimizer), particles.new_zeros(len(particles)))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        moments = {f"optimizer.{name}": value for name, value in self.state.items()}
+        return {"particles": self.particles, "losses": self.losses, **moments}
+
+    def counters(self) -> dict[str, int]:
+        return {"validated": self.validated, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def restore(self, tensors: dict[str, torch.Tensor], saved: dict) -> None:
+        """Takes over what `tensors` and `counters` gave, in place."""
+        for name, value in self.tensors().items():
+            value.copy_(tensors[name])
+        self.step = saved["step"]
+        self.validated, self.skipped_in_a_row = saved["validated"], saved["skipped_in_a_row"]
+
+
+def learn_posterior(
+    recipe: Recipe,
+    model: Sharded,
+    encoder: RowEncoder,
+    tasks: Sequence[SourceTask],
+    posterior: Posterior,
+    *,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    identity: dict,
+    stop: StopSignal,
+    phases: Phases,
+) -> None:
+    """Runs the source stage from where `posterior` stands to its last step; `posterior` is changed in place.
+
+    Args:
+        tasks: K of them, with rows.
+        identity: of model and tokenizer, kept with every checkpoint.
+
+    Raises:
+        Stopped: a signal came; the checkpoint of the last step is written.
+        UserError: scores were not finite for more than `source.max_skipped` steps in a row.
+    """
+    source, run, ranks = recipe.source, recipe.run, model.ranks
+    longest = recipe.prompt.length + recipe.model.max_source_length
+    budget = model.token_budget(run.max_tokens_per_micro_batch, longest)
+    gradient_of = GradientPass(model, encoder.pad_id, budget, run.seed, phases)
+
+    def save() -> None:
+        if ranks.first:
+            checkpoints.save(posterior.step, posterior.tensors(), identity | posterior.counters())
+
+    while True:
+        if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
+            with phases.paused():
+                validate(recipe, model, encoder, tasks, posterior, log, stop)
+        if posterior.step == source.steps:
+            return
+        step = posterior.step + 1
+        with phases("data"):
+            rows = draw_rows(source, run.seed, step, tasks, encoder)
+        model.backbone.train(model.backbone.train_while_tuning)
+        gradient = gradient_of(posterior.particles, rows, step, stop)
+        diagnostics = svgd_step(source, model, posterior, gradient, step, phases)
+        posterior.step = step
+        phases.count_step()
+        _count_skipped(source, posterior, gradient, run.seed, tasks)
+        if _due(run.check_replicas, step) and not ranks.same_everywhere(posterior.particles):
+            raise RuntimeError(f"step {step}: the ranks' particles differ")
+        if is_log_step(step, run.log_every, source.steps):
+            log.line(metrics_of(source, run.log_every, posterior, diagnostics, phases))
+            posterior.losses.zero_()
+        log.advance(step)
+        # saved before a validation too: one that a signal breaks off is done again on resume
+        if step % run.save_every == 0 or step == source.steps or gradient.stop or _due(source.eval_every, step):
+            save()
+        if gradient.stop:
+            raise stop.stopped()
+
+
+def draw_rows(
+    source: SourceConfig, seed: int, step: int, tasks: Sequence[SourceTask], encoder: RowEncoder
+) -> list[TokenRow]:
+    """The kappa * R rows of a step, a pure function of seed and step (section 4.2.1: tasks without replacement)."""
+    rows = []
+    for k in tasks_of_step(seed, step, len(tasks), source.kappa):
+        task, train = tasks[k].task, tasks[k].splits.train
+        for i in rows_of_step(seed, step, task.name, len(train), source.rows_per_task):
+            rows.append(encoder.encode(task, train[i]))
+    return rows
+
+
+def svgd_step(
+    source: SourceConfig, model: Sharded, posterior: Posterior, gradient: StepGradient, step: int, phases: Phases
+) -> Diagnostics | None:
+    """Moves the particles on rank 0, tells the others; what the step was made of, on rank 0."""
+    diagnostics = None
+    with phases("svgd"):
+        if model.ranks.first:
+            scores = gradient.gradient * -source.likelihood_scale  # score = grad log p = - scale * grad loss
+            diagnostics = svgd_step_(
+                posterior.particles.view(len(scores), -1),
+                scores.flatten(1),
+                posterior.state,
+                optimizer=source.optimizer,
+                lr=learning_rate(source, step),
+                betas=source.betas,
+                eps=source.eps,
+                weight_decay=source.weight_decay,
+                clip_norm=source.clip_norm,
+                bandwidth=source.svgd.bandwidth,
+                damping=source.svgd.damping,
+                repulsion_scale=source.svgd.repulsion_scale,
+            )
+    with phases("broadcast"):
+        model.ranks.broadcast_(posterior.particles)
+    posterior.losses += gradient.losses
+    return diagnostics
+
+
+def learning_rate(source: SourceConfig, step: int) -> float:
+    return source.lr * learning_rate_factor(
+        step, steps=source.steps, warmup_steps=source.warmup_steps, schedule=source.schedule
+    )
+
+
+def metrics_of(
+    source: SourceConfig, log_every: int, posterior: Posterior, diagnostics: Diagnostics | None, phases: Phases
+) -> dict:
+    """The line of metrics.jsonl at the posterior's step; {} on ranks other than 0."""
+    if diagnostics is None:
+        return {}
+    step = posterior.step
+    losses = posterior.losses / steps_since_line(step, log_every)
+    values = {name: value.item() for name, value in diagnostics._asdict().items()}
+    return {
+        "step": step,
+        "loss": losses.mean().item(),
+        "losses": losses.tolist(),
+        **values,
+        "lr": learning_rate(source, step),
+        **phases.take(),
+    }
+
+
+def validate(
+    recipe: Recipe,
+    model: Sharded,
+    encoder: RowEncoder,
+    tasks: Sequence[SourceTask],
+    posterior: Posterior,
+    log: RunLog,
+    stop: StopSignal,
+) -> None:
+    """Scores the particles' mean on the source tasks' validation rows and logs a line."""
+    centre = posterior.particles.mean(dim=0)
+    scores = {
+        task.name: score_rows(model, centre, task, splits.validation, encoder, recipe.evaluate, stop).score.score
+        for task, splits in tasks
+    }
+    posterior.validated = posterior.step
+    log.line({"step": posterior.step, "validation": scores | {"mean": sum(scores.values()) / len(scores)}})
+
+
+def _count_skipped(
+    source: SourceConfig, posterior: Posterior, gradient: StepGradient, seed: int, tasks: Sequence[SourceTask]
+) -> None:
+    """Stops a run whose scores stay non-finite; a few such steps only leave the particles as they were."""
+    if gradient.finite:
+        posterior.skipped_in_a_row = 0
+        return
+    posterior.skipped_in_a_row += 1
+    if posterior.skipped_in_a_row > source.max_skipped:
+        drawn = [tasks[k].task.name for k in tasks_of_step(seed, posterior.step, len(tasks), source.kappa)]
+        raise UserError(
+            f"step {posterior.step}: scores were not finite for {posterior.skipped_in_a_row} steps in a row "
+            f"(last with rows of {', '.join(drawn)}); lower source.lr or set source.clip_norm"
+        )
+
+
+def _due(every: int | None, step: int) -> bool:
+    return bool(every) and step > 0 and step % every == 0

@@ -1,0 +1,77 @@
+# shellcheck shell=bash
+# Sourced by the launchers that bring their own environment. After `setup_env EXTRAS` (a list such as test,plot) the
+# package is installed with the versions of constraints.txt in .venv at the repository's root, .venv/bin comes first in
+# PATH (DeepSpeed looks for ninja there) and $root and $venv are set. A second call installs nothing.
+#   PYTHON               the interpreter that makes .venv (default: the first of python3, python3.11, ... that is >= 3.11)
+#   PIP_EXTRA_INDEX_URL  https://download.pytorch.org/whl/cpu on a machine without GPU spares gigabytes of CUDA packages
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="$root/.venv"
+need_gib=4 # .venv with a CPU build of torch takes 3; pip unpacks beside it
+
+refuse() {
+    echo "$(basename "$0"): $1" >&2
+    exit 2
+}
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        python="$venv/bin/python"
+        is_new_enough "$python" || refuse "$venv has a Python older than 3.11: remove that folder and start again"
+        return
+    fi
+    local candidates=(python3 python3.11 python3.12 python3.13)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for python in "${candidates[@]}"; do
+        if is_new_enough "$python"; then return; fi
+    done
+    refuse "no Python >= 3.11 among ${candidates[*]}: install one, or name one with PYTHON=/path/to/python"
+}
+
+# The Debian packages of what is missing. DeepSpeed compiles its CPU communication op when it first starts.
+missing_packages() {
+    local header='import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))'
+    echo '#include <vector>' | "${CXX:-c++}" -x c++ -fsyntax-only - >/dev/null 2>&1 || echo "g++"
+    "$python" -c "$header" || echo "python3-dev"
+    [ "$python" = "$venv/bin/python" ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "python3-venv"
+}
+
+install_system() {
+    local missing
+    missing="$(missing_packages | xargs)"
+    if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "setup: installing $missing" >&2
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $missing; } >&2 || true
+        missing="$(missing_packages | xargs)"
+    fi
+    [ -z "$missing" ] || refuse "missing: $missing (Debian's names, for $python). Install them, then start again"
+}
+
+state() { # changes when the environment has to be made anew; a moved repository is one such case
+    { cat "$root"/{setup.py,constraints.txt,pyproject.toml} && "$venv/bin/python" -V && echo "$root"; } | sha256sum
+}
+
+install_package() {
+    local have free
+    have="$(du -sk "$venv" | cut -f1)"
+    free="$(df -Pk "$root" | awk 'NR == 2 { print $4 }')"
+    [ $((have + free)) -ge $((need_gib * 1048576)) ] || refuse "$root has $((free / 1024)) MiB free: .venv needs $need_gib GiB"
+    echo "setup: installing into $venv (1 to 5 minutes)" >&2
+    [ "$python" = "$venv/bin/python" ] || "$python" -m venv "$venv"
+    # The pins keep pip from taking the newest torch, gigabytes of CUDA packages, when it resolves our ranges.
+    (cd "$root" && "$venv/bin/python" -m pip install --quiet --no-input --progress-bar off --disable-pip-version-check \
+        -c constraints.txt -e ".[$1]")
+    state >"$venv/.installed-$1"
+}
+
+setup_env() {
+    find_python
+    install_system
+    mkdir -p "$venv"
+    exec 9>"$venv/.lock" # two starts at once: the second one waits, then finds everything there
+    ! command -v flock >/dev/null || flock 9
+    [ "$(state 2>/dev/null)" = "$(cat "$venv/.installed-$1" 2>/dev/null)" ] || install_package "$1"
+    exec 9>&-
+    export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+}

@@ -1,0 +1,43 @@
+"""Fixtures that several folders of tests use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import toy
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the real model and rows: BMTPT_SHARED, default ../shared beside the repository."""
+    folder = Path(os.environ.get("BMTPT_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no real model and rows: {folder} is missing, name their folder in BMTPT_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random T5 whose head is its input embedding, as in t5-base."""
+    return toy.make_model(tmp_path_factory.mktemp("tied"), own_head=False)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random T5 with a head of its own, as in flan-t5."""
+    return toy.make_model(tmp_path_factory.mktemp("untied"), own_head=True)
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with small random tasks."""
+    return toy.make_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, untied_model: Path, rows: Path) -> Path:
+    """A recipe file for both stages on the tiny model, seconds long."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(toy.recipe_text(untied_model, rows))
+    return path
