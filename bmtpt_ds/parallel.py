@@ -209,11 +209,13 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     ds = deepspeed_json.resolve(ds, hidden_size=config.d_model, dtype=model.dtype, micro_batch=share, world=ranks.world)
     stage, dtype = deepspeed_json.stage(ds), getattr(torch, model.dtype)
 
-    sharding = deepspeed.zero.Init(config_dict_or_path=ds, dtype=dtype) if stage == 3 else ranks.device
+    # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of that
+    # name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
+    sharding = deepspeed.zero.Init(config_dict_or_path=ds) if stage == 3 else ranks.device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=sharding)
-        expected, weights = _fill(ranks, backbone, reader)
+        expected, weights = _fill(ranks, backbone, reader, dtype)
         engine, *_ = deepspeed.initialize(model=backbone, config=ds)
     _verify(ranks, backbone, expected)
     _set_activation_checkpointing(backbone, model.activation_checkpointing, ds)
@@ -232,7 +234,9 @@ def _whole(parameter: torch.nn.Parameter, *, filled_by_first: bool = False) -> I
         dist.broadcast(parameter.data, src=0)
 
 
-def _fill(ranks: Ranks, backbone: Backbone, reader: CheckpointReader | None) -> tuple[torch.Tensor, str]:
+def _fill(
+    ranks: Ranks, backbone: Backbone, reader: CheckpointReader | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, str]:
     """Copies the checkpoint into the backbone, one tensor at a time.
 
     Returns:
@@ -243,9 +247,10 @@ def _fill(ranks: Ranks, backbone: Backbone, reader: CheckpointReader | None) -> 
         stored = ranks.first_does(lambda name=name, p=parameter: _read_checked(reader, name, p))
         with _whole(parameter, filled_by_first=True):
             if ranks.first:
-                parameter.data.copy_(stored)
+                cast = stored.to(dtype)
+                parameter.data.copy_(cast)
                 identity.add(name, stored)
-                marks.append(fingerprint(parameter.data.contiguous()).cpu())
+                marks.append(fingerprint(cast.contiguous()))
     expected = torch.stack(marks) if marks else torch.zeros(sum(1 for _ in backbone.parameters()), dtype=torch.int64)
     expected = expected.to(ranks.device)
     ranks.broadcast_(expected)
