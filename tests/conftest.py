@@ -41,3 +41,23 @@ def recipe(tmp_path: Path, untied_model: Path, rows: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(toy.recipe_text(untied_model, rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def loaded(untied_model: Path):
+    """The tiny untied T5, loaded resident in this process as a run does it."""
+    from bmtpt_ds import deepspeed_json
+    from bmtpt_ds.config import ModelConfig
+    from bmtpt_ds.parallel import Ranks, load_backbone
+
+    model = ModelConfig(name_or_path=str(untied_model), max_source_length=32)
+    return load_backbone(Ranks(timeout=60), model, deepspeed_json.load("resident"))
+
+
+@pytest.fixture(scope="session")
+def encoder(untied_model: Path):
+    """Encodes rows with the tiny model's tokenizer, labels as digits."""
+    from bmtpt_ds.config import DataConfig, ModelConfig
+    from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer
+
+    return RowEncoder(load_tokenizer(untied_model), ModelConfig(max_source_length=32), DataConfig())

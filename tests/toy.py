@@ -1,4 +1,4 @@
-"""A tiny T5 with its tokenizer, and rows of two small tasks, made on the spot: what the tests run on without ../shared."""
+"""A tiny T5 with its tokenizer, and rows of small tasks, made on the spot: what the tests run on without ../shared."""
 
 import json
 import random
@@ -8,11 +8,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-WORDS = (
-    "the a good bad fine awful film story plot actor cat dog house sees likes hates big small old new was is "
-    "not very sentence sentence1 sentence2 question : 0 1 2 . , negative positive acceptable unacceptable "
-    "entailment not_entailment not_equivalent equivalent"
-).split()
+WORDS = """
+the a good bad fine awful film story plot actor cat dog house sees likes hates big small old new was is not very
+sentence sentence1 sentence2 sentence: sentence1: sentence2: question : 0 1 2 . , negative positive acceptable
+unacceptable entailment not_entailment not_equivalent equivalent
+""".split()
 
 
 def make_model(folder: Path, *, own_head: bool, seed: int = 0, hidden: int = 32, vocab: int = 96) -> Path:
@@ -53,7 +53,7 @@ def make_tokenizer(folder: Path, vocab: int) -> None:
 
 
 def make_rows(root: Path, *, rows: int = 60, seed: int = 0) -> Path:
-    """sst2, cola (one sentence) and mrpc, rte (two) with random sentences; the label is whether `good` is among the words."""
+    """sst2, cola (one sentence), mrpc, rte (two) of random sentences; the label is whether `good` is among the words."""
     draw = random.Random(seed)
 
     def sentence() -> str:

@@ -14,6 +14,7 @@ from bmtpt_ds.tasks import Example, Task
 from bmtpt_ds.tasks.task import LabelStyle
 
 IGNORE = -100  # label of a padded target position
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class Batch:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder."""
+    # transformers makes up an empty vocabulary where it finds none of these
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{folder}: no tokenizer there; add its {' or '.join(TOKENIZER_FILES)}")
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: no usable tokenizer (tokenizer.json or spiece.model): {reason}") from None
+        raise UserError(f"{folder}: its tokenizer cannot be read: {reason}") from None
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+import torch.utils.checkpoint
 from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.initialization import no_init_weights
@@ -108,7 +109,9 @@ def mean_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits: [N, T, V].
         labels: [N, T], IGNORE at padding.
     """
-    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    # at least float32, whatever the backbone computes in
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
     counts = (labels != IGNORE).sum(dim=1)
     return losses.view_as(labels).sum(dim=1) / counts.clamp(min=1)
 
@@ -162,7 +165,7 @@ def checkpoint_activations(backbone: Backbone, function: Callable | None = None)
         function: `function(block, *inputs)`, for example `deepspeed.checkpointing.checkpoint`; default: torch's
             checkpoint, not re-entrant.
     """
-    backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    if function is not None:
-        backbone._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
+    function = function or functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    # below the public switch, whose name changes between the versions of transformers that we support
+    backbone._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
     backbone.train_while_tuning = backbone.checkpoints_activations = True

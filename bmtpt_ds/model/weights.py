@@ -54,8 +54,8 @@ class CheckpointReader:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._files = self._index()
         self._bin: tuple[Path, dict] | None = None  # the .bin shard that was mapped last
+        self._files = self._index()
 
     def _index(self) -> dict[str, Path]:
         """Tensor name -> file."""

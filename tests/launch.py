@@ -1,0 +1,166 @@
+"""Starting jobs as people do, on CPUs, and ending them: every wait is bounded, every process is ended by its id.
+
+A job is a plain process or `deepspeed` with several ranks. It has a session of its own, so that all its processes are
+found even when the one that started them is gone.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ROOT / "tests/distributed/commands.py"
+LIMIT = 300.0  # seconds; the longest job takes a fifth of it on two idle cores
+
+# what a launcher, or a test in this process, leaves in the environment
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, for one rank on a CPU, one thread each."""
+    ours = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
+    return ours | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), ours.get("PATH", "")]),  # ninja lies there
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), ours.get("PYTHONPATH")])),
+    }
+
+
+def plain(*arguments: object) -> list[str]:
+    """A command of bmtpt without a launcher."""
+    return [sys.executable, "-m", "bmtpt_ds", *map(str, arguments)]
+
+
+def deepspeed(ranks: int, *what: object) -> list[str]:
+    """A script, or `--module` and a module's name, under the launcher, with its arguments."""
+    launcher = shutil.which("deepspeed", path=environment()["PATH"])
+    assert launcher, "deepspeed's launcher is not installed"
+    return [launcher, "--num_gpus", str(ranks), "--master_port", str(_free_port()), *map(str, what)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Job:
+    """A started command."""
+
+    def __init__(self, command: Sequence[str], log: Path):
+        self.log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
+            )
+        self._known: dict[int, psutil.Process] = {}
+
+    @property
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def members(self) -> list[psutil.Process]:
+        """Its living processes, orphans included."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self._known[child.pid] = child
+        for process in psutil.process_iter():
+            with suppress(OSError, psutil.Error):
+                if os.getsid(process.pid) == self.process.pid:
+                    self._known[process.pid] = process
+        return [p for p in self._known.values() if _lives(p)]
+
+    def wait(self, seconds: float = LIMIT) -> int:
+        """The exit status of the process that was started; an AssertionError if it goes on for longer."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.text[-4000:]}") from None
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = LIMIT) -> None:
+        """Waits for a condition, a few milliseconds at a time; an AssertionError when the job ends before it holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            ended = self.process.poll()
+            assert ended is None or condition(), f"ended with {ended} before {what}:\n{self.text[-4000:]}"
+            assert time.monotonic() < end, f"no {what} within {seconds} s:\n{self.text[-4000:]}"
+            time.sleep(0.005)
+
+    def until_gone(self, seconds: float) -> None:
+        """Waits until none of its processes lives."""
+        end = time.monotonic() + seconds
+        while left := self.members():
+            assert time.monotonic() < end, f"{left} left after {seconds} s:\n{self.text[-4000:]}"
+            self.process.poll()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to each of its processes."""
+        members = self.members()  # before the first dies: a launcher's children are found through it
+        for process in members:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(30)
+        psutil.wait_procs(members, timeout=30)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def started(command: Sequence[str], log: Path) -> Iterator[Job]:
+    """A job that is gone afterwards, whatever happens."""
+    job = Job(command, log)
+    try:
+        yield job
+    finally:
+        job.kill()
+
+
+def run(command: Sequence[str], log: Path, *, status: int = 0) -> str:
+    """Runs a command to its end, which should have that exit status; what it printed."""
+    with started(command, log) as job:
+        found = job.wait()
+        assert found == status, f"exit status {found}, not {status}:\n{job.text[-6000:]}"
+        return job.text
+
+
+def run_commands(commands: Sequence[Sequence[object]], folder: Path, *, ranks: int = 0) -> list[dict]:
+    """Runs commands of bmtpt one after another in one job, which spares the start of all but the first.
+
+    Args:
+        folder: for the list and the outcome.
+        ranks: under the launcher; 0: a plain process.
+
+    Returns:
+        for each command what `tests/distributed/commands.py` writes of it.
+    """
+    folder.mkdir(parents=True)
+    plan, outcome = folder / "plan.json", folder / "outcome.json"
+    plan.write_text(json.dumps([[str(argument) for argument in command] for command in commands]))
+    arguments = [COMMANDS, plan, outcome]
+    command = deepspeed(ranks, *arguments) if ranks else [sys.executable, *map(str, arguments)]
+    run(command, folder / "log")
+    return json.loads(outcome.read_text())

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.model.prompts import ComposedPrompt, initial_prompts, vocabulary_ids
+
+TABLE = torch.randn(6000, 8, generator=torch.Generator().manual_seed(0)) * 13
+
+
+def test_ids_are_distinct_common_text_tokens_and_differ_between_particles_and_seeds() -> None:
+    ids = vocabulary_ids(3, 50, 6000, seed=1)
+    assert ids.shape == (3, 50)
+    assert ids.min() >= 3
+    assert ids.max() < 5000
+    assert all(len(set(row.tolist())) == 50 for row in ids)
+    assert not torch.equal(ids[0], ids[1])
+    assert not torch.equal(ids, vocabulary_ids(3, 50, 6000, seed=2))
+    assert torch.equal(ids, vocabulary_ids(3, 50, 6000, seed=1))
+
+
+def test_more_particles_leave_the_first_ones_as_they_were() -> None:
+    assert torch.equal(vocabulary_ids(5, 20, 6000, 0)[:2], vocabulary_ids(2, 20, 6000, 0))
+
+
+def test_vocab_starts_at_embeddings_normal_at_their_scale() -> None:
+    vocab = initial_prompts("vocab", 2, 20, 6000, 0, lambda ids: TABLE[ids])
+    assert torch.equal(vocab, TABLE[vocabulary_ids(2, 20, 6000, 0)])
+    normal = initial_prompts("normal", 2, 500, 6000, 0, lambda ids: TABLE[ids])
+    assert normal.std().item() == pytest.approx(13, rel=0.05)
+    assert normal.dtype == torch.float32
+
+
+def test_too_long_a_prompt() -> None:
+    with pytest.raises(UserError, match=r"prompt\.length 100"):
+        vocabulary_ids(1, 100, 50, 0)
+
+
+def test_composition_is_elementwise_rank_one() -> None:
+    prompt = ComposedPrompt.start_at(torch.randn(4, 3))
+    assert torch.equal(prompt.compose(), prompt.full)
+    prompt.a, prompt.b = torch.randn(4), torch.randn(3)
+    expected = torch.tensor([[prompt.full[i, j] * prompt.a[i] * prompt.b[j] for j in range(3)] for i in range(4)])
+    assert torch.allclose(prompt.compose(), expected)

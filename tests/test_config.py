@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from bmtpt_ds.config import Recipe, load_recipe, parse_yaml
+from bmtpt_ds.errors import UserError
+
+RECIPES = Path(__file__).parents[1] / "bmtpt_ds" / "recipes"
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads_by_name(path: Path) -> None:
+    name = path.relative_to(RECIPES).with_suffix("").as_posix()
+    recipe = load_recipe(name)
+    assert recipe.source.tasks or recipe.target.tasks
+    assert path.read_text().startswith("#")  # how to launch it
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    recipe = Recipe()
+    assert (recipe.source.particles, recipe.source.steps, recipe.prompt.length) == (5, 100_000, 100)
+    assert (recipe.target.lr_full, recipe.target.lr_low_rank, recipe.target.batch_size) == (0.3, 0.4, 32)
+    assert (recipe.target.sigma, recipe.target.prior) == (1e5, "gaussian")
+
+
+@pytest.mark.parametrize("text", ["1e5", "1E5", "1.e5", "100000", "1e+5", ".1e6"])
+def test_exponents_are_numbers(text: str) -> None:
+    assert parse_yaml(f"x: {text}", "text") == {"x": 1e5}
+
+
+def test_overrides_reach_nested_keys_and_read_yaml(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.yaml", "source: {tasks: [sst2], svgd: {damping: none}}")
+    recipe = load_recipe(file, ["source.svgd.bandwidth=median", "source.tasks=[rte, cola]", "source.lr=1e-3"])
+    assert recipe.source.svgd.model_dump() == {"bandwidth": "median", "damping": "none", "repulsion_scale": 1.0}
+    assert recipe.source.tasks == ["rte", "cola"]
+    assert recipe.source.lr == 1e-3
+
+
+def test_defaults_take_another_recipes_values_one_level(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "source: {tasks: [sst2], lr: 0.1}")
+    child = write(tmp_path / "child.yaml", "defaults: base\nsource: {lr: 0.2}")
+    recipe = load_recipe(child)
+    assert (recipe.source.tasks, recipe.source.lr) == (["sst2"], 0.2)
+    grandchild = write(tmp_path / "grandchild.yaml", "defaults: child")
+    with pytest.raises(UserError, match="one level"):
+        load_recipe(grandchild)
+
+
+def test_kappa_is_all_tasks_unless_said(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.yaml", "source: {tasks: [sst2, rte, cola]}")
+    assert load_recipe(file).source.kappa == 3
+    assert load_recipe(file, ["source.tasks_per_step=2"]).source.kappa == 2
+
+
+def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe("first_run", ["target.sigma=1e5"])
+    assert load_recipe(write(tmp_path / "again.yaml", recipe.to_yaml())) == recipe

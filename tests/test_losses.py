@@ -1,0 +1,91 @@
+"""The step's gradient: the definition, whatever the micro-batches."""
+
+import pytest
+import torch
+
+from bmtpt_ds.data.tokens import TokenRow, collate
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.losses import GradientPass
+from bmtpt_ds.runlog import Phases
+from bmtpt_ds.stopping import StopSignal
+
+ROWS = [TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1]), TokenRow([9, 10, 11, 12, 13, 14, 1], [42, 43, 1])]
+
+
+def gradient_of(loaded, prompts: torch.Tensor, max_tokens: int):
+    return GradientPass(loaded, 0, max_tokens, 0, Phases())(prompts, ROWS, 1, StopSignal())
+
+
+def by_definition(loaded, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each particle's loss: the mean over rows, each row alone in the batch."""
+    theta = prompts.clone().requires_grad_()
+    losses = []
+    for particle in theta:
+        of_rows = []
+        for row in ROWS:
+            batch = collate([row], 0, torch.device("cpu"))
+            of_rows.append(loaded.backbone.row_losses(particle[None], *vars(batch).values())[0])
+        losses.append(torch.stack(of_rows).mean())
+    losses = torch.stack(losses)
+    losses.sum().backward()
+    return theta.grad, losses.detach()
+
+
+@pytest.mark.parametrize("max_tokens", [10**9, 60, 1])
+def test_gradient_and_losses_are_the_definitions(loaded, max_tokens: int) -> None:
+    prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    expected_gradient, expected_losses = by_definition(loaded, prompts)
+    found = gradient_of(loaded, prompts, max_tokens)
+    torch.testing.assert_close(found.gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.losses, expected_losses)
+    assert found.finite
+    assert not found.stop
+
+
+class ShortMemory:
+    """A backbone on a device that holds no more than `rows` rows at a time."""
+
+    def __init__(self, backbone, rows: int):
+        self._backbone, self._rows, self.refused = backbone, rows, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._backbone, name)
+
+    def row_losses(self, prompts: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
+        if len(prompts) > self._rows:
+            self.refused += 1
+            raise torch.OutOfMemoryError
+        return self._backbone.row_losses(prompts, *batch)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) -> None:
+    from dataclasses import replace
+
+    prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    short = ShortMemory(loaded.backbone, rows=2)
+    gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases())
+    found = gradient_pass(prompts, ROWS, 1, StopSignal())
+    torch.testing.assert_close(found.gradient, by_definition(loaded, prompts)[0], rtol=1e-4, atol=1e-6)
+    assert short.refused > 0
+    refused = short.refused
+    gradient_pass(prompts, ROWS, 2, StopSignal())
+    assert short.refused == refused  # learned once
+
+
+def test_out_of_memory_with_a_single_row_says_what_helps(loaded) -> None:
+    from dataclasses import replace
+
+    short = ShortMemory(loaded.backbone, rows=0)
+    with pytest.raises(UserError, match="activation_checkpointing"):
+        GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases())(torch.zeros(1, 5, 32), ROWS, 1, StopSignal())
+
+
+def test_other_errors_pass(loaded) -> None:
+    with pytest.raises(RuntimeError, match="size"):  # a prompt of another width
+        gradient_of(loaded, torch.zeros(1, 5, 16), 10**9)
+
+
+def test_non_finite_prompts_are_seen(loaded) -> None:
+    prompts = torch.zeros(2, 5, 32)
+    prompts[1, 0, 0] = torch.nan
+    assert not gradient_of(loaded, prompts, 10**9).finite
