@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from bmtpt_ds import __version__
 from bmtpt_ds.config import load_recipe, override_recipe
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.stopping import Stopped
+
+# Seconds: a launcher ends all ranks once one of them has failed, and only the first one says why.
+_LET_FIRST_SPEAK = 5.0
 
 _EPILOG = "Recipe keys and defaults: bmtpt_ds/config.py. DeepSpeed JSONs: ds_configs/README.md."
 
@@ -22,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as mistake:
         if _is_first_rank():
-            print(f"bmtpt {options.command}: {mistake}", file=sys.stderr)
+            # names of files, and what libraries say, may hold line breaks
+            print(f"bmtpt {options.command}: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
+        else:
+            time.sleep(_LET_FIRST_SPEAK)
         return 2
     except Stopped as stopped:
         if _is_first_rank():
@@ -128,7 +135,11 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a recipe key, for example source.lr=0.1; may be repeated",
     )
 
 

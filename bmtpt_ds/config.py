@@ -199,10 +199,11 @@ def parse_yaml(text: str, source: str) -> Any:
     """YAML text as plain Python values; a syntax error is a UserError that names `source` and the line."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML: {reason}") from None
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -4,10 +4,11 @@ With `runlog.py` the only file that imports deepspeed. One path serves every sit
 a world of one, made without rendezvous; stage 0 keeps the backbone resident, stage 3 shards it.
 """
 
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,9 @@ Value = TypeVar("Value")
 # share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
 _MEMORY_SHARE = 0.5
 
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+_RETURNED_BYTES = 1 << 20
+
 
 class Ranks:
     """This process among the job's processes, and what they do together. All of them are data ranks."""
@@ -48,6 +52,8 @@ class Ranks:
         accelerator = get_accelerator()
         self.device = torch.device(accelerator.device_name(self.local_rank))
         accelerator.set_device(self.local_rank)
+        if self.device.type == "cpu":
+            _share_the_machine(self.local_world)
 
     @property
     def first(self) -> bool:
@@ -123,6 +129,11 @@ class Ranks:
             free = psutil.virtual_memory().available // self.local_world
         return min(self.gather(int(free)))
 
+    def wait(self) -> None:
+        """Returns when all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def leave(self) -> None:
         """Ends this process's part in the job."""
         if dist.is_initialized():
@@ -143,6 +154,19 @@ def _join(timeout: timedelta) -> None:
             backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
         )
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+
+
+def _share_the_machine(local_world: int) -> None:
+    """Keeps a CPU rank to its share of cores and memory.
+
+    Without a word from the user each rank would start a thread for every core, which makes a step ten times slower.
+    And glibc keeps freed blocks of up to 32 MB for itself: under ZeRO-3, whose weights come and go, a rank's resident
+    memory then grows beyond that of a whole model. Fixing the threshold gives each freed tensor back to the system.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
 
 
 @dataclass(frozen=True)

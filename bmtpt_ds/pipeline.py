@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from bmtpt_ds import __version__, deepspeed_json
-from bmtpt_ds.checkpoint import Stored, read_tensors, write_atomically, write_tensors
+from bmtpt_ds.checkpoint import Damaged, Stored, read_tensors, write_atomically, write_tensors
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.splits import Splits, few_shot, load_task
 from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
@@ -23,7 +23,7 @@ from bmtpt_ds.evaluate import Scored, TaskScore, score_rows
 from bmtpt_ds.model.prompts import ComposedPrompt, initial_prompts
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
 from bmtpt_ds.run_directory import PARTICLES, PROMPT, RESULTS, RunDirectory
-from bmtpt_ds.runlog import Phases, RunLog
+from bmtpt_ds.runlog import Phases, RunLog, check_monitors
 from bmtpt_ds.source import Posterior, SourceTask, learn_posterior
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.target import Adaptation, Prior, adapt
@@ -54,7 +54,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
     tasks = [get_task(name) for name in _named(source.tasks, "source.tasks")]
     ds, ranks = _start(recipe, json_name)
     directory = RunDirectory(run_dir, recipe, "source", resume=resume, overwrite=overwrite)
-    if _nothing_to_do(ranks, directory):
+    if _nothing_to_do(ranks, directory, ds, json_name):
         return
     with StopSignal() as stop:
         splits = _load_rows(ranks, recipe, tasks)
@@ -105,7 +105,7 @@ def run_adapt(
     task = get_task(names[0])
     ds, ranks = _start(recipe, json_name)
     directory = RunDirectory(run_dir, recipe, "adapt", resume=resume, overwrite=overwrite)
-    if _nothing_to_do(ranks, directory):
+    if _nothing_to_do(ranks, directory, ds, json_name):
         return
     with StopSignal() as stop:
         (splits,) = _load_rows(ranks, recipe, [task])
@@ -180,9 +180,11 @@ def run_evaluate(
     strange = [name for name in names if trained == "adapt" and name not in own]
     if strange:
         raise UserError(f"--task {strange[0]}: the prompt in {prompt_dir} is for {', '.join(own)}")
-    for file in (json_file, predictions_file):
+    for option, file in (("--json", json_file), ("--predictions", predictions_file)):
         if file and not file.parent.is_dir():
-            raise UserError(f"{file}: the folder {file.parent} does not exist")
+            raise UserError(f"{option} {file}: the folder {file.parent} does not exist; make it first")
+        if file and file.is_dir():
+            raise UserError(f"{option} {file}: that is a folder; give a file")
     ds, ranks = _start(recipe, json_name)
     file = prompt_dir / (PROMPT if trained == "adapt" else PARTICLES)
     stored = ranks.from_first(ranks.first_does(lambda: _read_finished(file)))
@@ -227,9 +229,10 @@ def _start(recipe: Recipe, json_name: str | None) -> tuple[dict, Ranks]:
     return ds, Ranks(recipe.run.timeout)
 
 
-def _nothing_to_do(ranks: Ranks, directory: RunDirectory) -> bool:
-    """Refuses a directory that may not be written in; True if the run to be resumed is finished."""
+def _nothing_to_do(ranks: Ranks, directory: RunDirectory, ds: dict, json_name: str | None) -> bool:
+    """Refuses a directory or a monitor that cannot be written; True if the run to be resumed is finished."""
     ranks.first_does(directory.check)
+    ranks.first_does(lambda: check_monitors(ds, str(json_name)))
     finished = ranks.from_first(directory.finished)
     if finished and ranks.first:
         print(f"{directory.path}: finished already", file=sys.stderr)
@@ -252,6 +255,10 @@ def _at_least(count: int, rows: Sequence, what: str) -> None:
 def _load_model(recipe: Recipe, ranks: Ranks, ds: dict, cells_per_step: int) -> Stage:
     model = load_backbone(ranks, recipe.model, ds, cells_per_step)
     tokenizer = ranks.together(lambda: load_tokenizer(model.folder))
+    known = model.backbone.config.vocab_size
+    if len(tokenizer) > known:  # else the embedding fails in the midst of the run
+        have = f"the tokenizer has {len(tokenizer)} tokens, the model {known}"
+        raise UserError(f"{model.folder}: {have}; copy the model's own tokenizer there")
     identity = {
         "method": recipe.method,
         "model": recipe.model.name_or_path,
@@ -312,23 +319,30 @@ def _log(stage: Stage, run_dir: Path, state: Posterior | Adaptation, steps: int,
 
 def _read_particles(name: str) -> Stored:
     path = Path(name)
-    if path.is_dir():
-        return _read_finished(path / PARTICLES)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"--particles {name}: no such file or folder; give a run of `bmtpt source`, or none")
-    return _read_with(path, "particles")
+    file = path / PARTICLES if path.is_dir() else path
+    if not file.is_file():
+        mend = "give a run of `bmtpt source`, and finish it first (--resume) if it was broken off"
+        raise UserError(f"--particles {name}: no {PARTICLES} there; {mend}")
+    return _read_with(file, "particles", "source")
 
 
 def _read_finished(file: Path) -> Stored:
     if not file.is_file():
         raise UserError(f"{file.parent}: no {file.name} there; finish that run first (--resume)")
-    return _read_with(file, "particles" if file.name == PARTICLES else "full")
+    return _read_with(file, *(("particles", "source") if file.name == PARTICLES else ("full", "adapt")))
 
 
-def _read_with(path: Path, tensor: str) -> Stored:
-    stored = read_tensors(path)
+def _read_with(path: Path, tensor: str, command: str) -> Stored:
+    try:
+        stored = read_tensors(path)
+    except Damaged as damage:
+        raise UserError(f"{damage}; copy it again, or give another run of `bmtpt {command}`") from None
     if tensor not in stored.tensors:
-        raise UserError(f"{path}: holds no tensor {tensor!r}")
+        raise UserError(f"{path}: holds no tensor {tensor!r}; give a run of `bmtpt {command}`")
+    if "rows_processed" not in stored.state:
+        raise UserError(f"{path}: a checkpoint; finish its run (--resume) and give its folder")
     return stored
 
 

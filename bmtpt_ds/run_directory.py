@@ -59,9 +59,7 @@ class RunDirectory:
         """
         if self._resume and self._overwrite:
             raise UserError("--resume and --overwrite exclude each other: give one of them")
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--run-dir {self.path}: that is a file; give a folder")
-        self._check_writable()
+        check_writable(self.path, "--run-dir")
         if not self.path.is_dir() or not any(p.name != ".lock" for p in self.path.iterdir()):
             return
         if not (self.path / CONFIG).is_file():
@@ -71,15 +69,8 @@ class RunDirectory:
         elif not self._overwrite:
             raise UserError(f"--run-dir {self.path}: holds a run; add --resume or --overwrite, or give another folder")
 
-    def _check_writable(self) -> None:
-        nearest = self.path
-        while not nearest.exists():
-            nearest = nearest.parent
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"--run-dir {self.path}: {nearest} cannot be written; give a folder of yours")
-
     def _check_same_recipe(self) -> None:
-        was = parse_yaml((self.path / CONFIG).read_text(), str(self.path / CONFIG))
+        was = _read_config(self.path / CONFIG)
         now = parse_yaml(self._config_text(), "recipe")
         for section, values in now.items():
             if section in _FREE_SECTIONS:
@@ -121,6 +112,25 @@ class RunDirectory:
             pass  # a file system without locks: the check above is all there is
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Refuses, without touching anything, a folder that could not be made or written in; `what` is where it was said.
+
+    Raises:
+        UserError: a file there or above it, no permission, a name that cannot be.
+    """
+    try:
+        nearest = folder
+        while not nearest.exists():
+            nearest = nearest.parent
+        writable = nearest.is_dir() and os.access(nearest, os.R_OK | os.W_OK | os.X_OK)
+    except OSError as error:  # a folder above it that may not be looked into, a name too long
+        raise UserError(f"{what} {folder}: cannot be written: {error.strerror}; give a folder of yours") from None
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{what} {folder}: that is a file; give a folder")
+    if not writable:
+        raise UserError(f"{what} {folder}: {nearest} cannot be written; give a folder of yours")
+
+
 def read_run_recipe(path: Path) -> tuple[str, dict]:
     """The stage (`source` or `adapt`) and the resolved recipe, as plain values, of a run's directory.
 
@@ -130,8 +140,16 @@ def read_run_recipe(path: Path) -> tuple[str, dict]:
     config = path / CONFIG
     if not config.is_file():
         raise UserError(f"{path}: not a run's directory (no {CONFIG} in it)")
-    values = parse_yaml(config.read_text(), str(config))
-    stage = values.pop("stage", None) if isinstance(values, dict) else None
-    if stage not in ("source", "adapt"):
-        raise UserError(f"{config}: not written by bmtpt")
-    return stage, values
+    values = _read_config(config)
+    return values.pop("stage"), values
+
+
+def _read_config(file: Path) -> dict:
+    """The stage and the resolved recipe, as plain values."""
+    try:
+        values = parse_yaml(file.read_text(), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("stage") not in ("source", "adapt"):
+        raise UserError(f"{file}: not written by bmtpt; give another folder")
+    return values

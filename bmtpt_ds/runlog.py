@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from deepspeed.monitor.monitor import MonitorMaster
 from tqdm import tqdm
 
 from bmtpt_ds.checkpoint import write_atomically
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.run_directory import check_writable
 
 
 def is_log_step(step: int, log_every: int, steps: int) -> bool:
@@ -140,6 +143,22 @@ class RunLog:
     def close(self) -> None:
         if self._first:
             self._bar.close()
+
+
+def check_monitors(ds: Mapping[str, Any], source: str) -> None:
+    """Refuses a monitor that could not write, before a run leaves anything behind; `source` is the JSON's name.
+
+    Raises:
+        UserError: wandb is asked for and missing, or an output_path cannot be written.
+    """
+    if (ds.get("wandb") or {}).get("enabled") and find_spec("wandb") is None:
+        raise UserError(
+            f"{source}: wandb.enabled is true but wandb is not installed: pip install wandb, or write false"
+        )
+    for name in ("tensorboard", "csv_monitor"):
+        folder = (ds.get(name) or {}).get("output_path")
+        if folder:
+            check_writable(Path(folder), f"{source}: {name}.output_path")
 
 
 def _monitor_sections(ds: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def learn_posterior(
         if step % run.save_every == 0 or step == source.steps or gradient.stop or _due(source.eval_every, step):
             save()
         if gradient.stop:
+            ranks.wait()  # until the checkpoint is there: a launcher ends all ranks as soon as one has left
             raise stop.stopped()
 
 

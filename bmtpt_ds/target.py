@@ -159,6 +159,7 @@ def adapt(
         if step % run.save_every == 0 or gradient.stop or validation_due(step):
             save()
         if gradient.stop:
+            ranks.wait()  # until the checkpoint is there: a launcher ends all ranks as soon as one has left
             raise stop.stopped()
 
 

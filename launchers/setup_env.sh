@@ -3,7 +3,7 @@
 # package is installed with the versions of constraints.txt in .venv at the repository's root, .venv/bin comes first in
 # PATH (DeepSpeed looks for ninja there) and $root and $venv are set. A second call installs nothing.
 #   PYTHON               the interpreter that makes .venv (default: the first of python3, python3.11, ... that is >= 3.11)
-#   PIP_EXTRA_INDEX_URL  https://download.pytorch.org/whl/cpu on a machine without GPU spares gigabytes of CUDA packages
+#   PIP_EXTRA_INDEX_URL  PyTorch's index of CPU builds spares a machine without GPU gigabytes of CUDA packages
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 need_gib=4 # .venv with a CPU build of torch takes 3; pip unpacks beside it

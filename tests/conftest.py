@@ -61,3 +61,20 @@ def encoder(untied_model: Path):
     from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer
 
     return RowEncoder(load_tokenizer(untied_model), ModelConfig(max_source_length=32), DataConfig())
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, untied_model: Path, rows: Path):
+    """A finished run of each stage on the tiny untied model, to read only."""
+    from tests.mistakes import make_runs
+
+    return make_runs(tmp_path_factory.mktemp("runs"), toy.recipe_text(untied_model, rows))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, recipe: Path, untied_model: Path, tied_model: Path, rows: Path, runs, monkeypatch):
+    """What a test of a user's mistake breaks."""
+    from tests.mistakes import Bench
+
+    monkeypatch.chdir(tmp_path)  # what is left in the working directory is left behind too
+    return Bench(tmp_path, recipe, untied_model, tied_model, rows, runs)

@@ -53,7 +53,7 @@ def make_tokenizer(folder: Path, vocab: int) -> None:
 
 
 def make_rows(root: Path, *, rows: int = 60, seed: int = 0) -> Path:
-    """sst2, cola (one sentence), mrpc, rte (two) of random sentences; the label is whether `good` is among the words."""
+    """sst2, cola (one sentence), mrpc, rte (two) of random words; the label is whether `good` is among the words."""
     draw = random.Random(seed)
 
     def sentence() -> str:

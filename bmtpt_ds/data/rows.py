@@ -108,7 +108,7 @@ def _parsed(line: bytes, place: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.colno}"
+        reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
         raise UserError(f"{place}: not valid JSON ({reason}); write one whole JSON object a line") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested without end
         raise UserError(f"{place}: cannot be parsed ({error}); write one whole JSON object a line") from error

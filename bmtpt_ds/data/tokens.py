@@ -39,9 +39,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder}: no tokenizer there; add its {' or '.join(TOKENIZER_FILES)}")
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: its tokenizer cannot be read: {reason}") from None
+    except Exception as error:  # of many kinds: no file, not JSON, a key that is not there, a package that is missing
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        mend = "install it" if isinstance(error, ImportError) else "copy the model folder again"
+        raise UserError(f"{folder}: its tokenizer cannot be read ({reason}); {mend}") from None
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

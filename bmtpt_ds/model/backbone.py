@@ -120,8 +120,9 @@ def read_config(folder: Path, dropout: float) -> T5Config:
     """The architecture of a checkpoint, with `dropout` in place of the one that it was pretrained with."""
     try:
         config = T5Config.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/config.json: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of many kinds: not JSON, not a mapping, a value of another type
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}/config.json: {reason}; copy the model folder again") from None
     if config.model_type != "t5":
         raise UserError(f"{folder}/config.json: model_type is {config.model_type!r}, a T5 is needed (t5, v1.1, flan)")
     config.dropout_rate = dropout

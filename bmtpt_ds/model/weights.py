@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -64,9 +65,9 @@ class CheckpointReader:
             if index.is_file():
                 try:
                     names = json.loads(index.read_text())["weight_map"]
-                except (ValueError, KeyError):
+                    return {name: self.folder / file for name, file in names.items()}
+                except (ValueError, LookupError, TypeError, AttributeError):
                     raise UserError(f"{index}: not a checkpoint index; copy the model folder again") from None
-                return {name: self.folder / file for name, file in names.items()}
             if single.is_file():
                 return dict.fromkeys(self._names_of(single), single)
         raise UserError(f"{self.folder}: no model.safetensors and no pytorch_model.bin in that folder")
@@ -87,7 +88,7 @@ class CheckpointReader:
         if self._bin is None or self._bin[0] != file:
             try:
                 self._bin = file, torch.load(file, mmap=True, weights_only=True, map_location="cpu")
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, pickle.UnpicklingError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{file}: cannot be read ({reason}); copy the model folder again") from None
         return self._bin[1]

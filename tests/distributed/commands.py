@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import deepspeed
@@ -20,11 +21,12 @@ from bmtpt_ds.cli import main
 
 def run(arguments: list[str], calls: collections.Counter) -> dict:
     calls.clear()
-    said = io.StringIO()
+    said, begin = io.StringIO(), time.perf_counter()
     with contextlib.redirect_stderr(said):
         status = main(arguments)
     sys.stderr.write(said.getvalue())
-    return {"status": status, "stderr": said.getvalue(), "calls": dict(calls)}
+    seconds = round(time.perf_counter() - begin, 1)
+    return {"status": status, "stderr": said.getvalue(), "calls": dict(calls), "seconds": seconds}
 
 
 def count_calls() -> collections.Counter:
