@@ -6,6 +6,7 @@ a world of one, made without rendezvous; stage 0 keeps the backbone resident, st
 
 import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -141,6 +142,9 @@ class Ranks:
 
 
 def _join(timeout: timedelta) -> None:
+    # DeepSpeed compiles its CPU operator with ninja. The one beside the interpreter, always: pdsh passes no PATH on, and
+    # another version found there would compile it anew (a minute), as would this one the next time.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     launched = "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deepspeed calls names that newer torch deprecates
