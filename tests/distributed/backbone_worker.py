@@ -53,7 +53,9 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     optimizers = (torch.optim.Optimizer, DeepSpeedOptimizer)
     seen["optimizers"] = [str(type(o)) for o in gc.get_objects() if isinstance(o, optimizers)]
 
-    batch = {name: t[ranks.rank :: ranks.world].contiguous() for name, t in load_file(folder / f"{case}.safetensors").items()}
+    batch = {
+        name: t[ranks.rank :: ranks.world].contiguous() for name, t in load_file(folder / f"{case}.safetensors").items()
+    }
     seen["after steps"] = []
     for _ in range(3):  # ZeRO-3 learns the order in the first pass and gathers ahead in the later ones
         prompts = batch["prompts"].clone().requires_grad_()
@@ -127,7 +129,9 @@ def main(folder: Path) -> None:
         seen[f"peak {ds}"] = peak_of_loading(ranks, cases["large"], ds)
     for case, model in cases.get("models", {}).items():
         seen[case] = load_and_compute(ranks, folder, case, model)
-    seen["wrong"] = {wrong: load_with_wrong_weight(ranks, model, wrong) for wrong, model in cases.get("wrong", {}).items()}
+    seen["wrong"] = {
+        wrong: load_with_wrong_weight(ranks, model, wrong) for wrong, model in cases.get("wrong", {}).items()
+    }
     if "translate" in cases:
         seen["translate"] = translate(ranks, *cases["translate"])
     (folder / f"rank{ranks.rank}.json").write_text(json.dumps(seen))
