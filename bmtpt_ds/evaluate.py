@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bmtpt_ds.config import EvaluateConfig
-from bmtpt_ds.data.tokens import Batch, RowEncoder, TokenRow, collate
-from bmtpt_ds.parallel import Sharded
-from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.data.tokens import Batch, TokenRow, collate
+from bmtpt_ds.session import Session
 from bmtpt_ds.tasks import Task
 from bmtpt_ds.tasks.metrics import majority, score
 
@@ -37,32 +35,24 @@ class Scored:
     predictions: list[dict[str, str]]  # a row each: source, target, prediction
 
 
-def score_rows(
-    model: Sharded,
-    prompt: torch.Tensor,
-    task: Task,
-    rows: Sequence[dict],
-    encoder: RowEncoder,
-    config: EvaluateConfig,
-    stop: StopSignal | None = None,
-) -> Scored:
+def score_rows(session: Session, prompt: torch.Tensor, task: Task, rows: Sequence[dict]) -> Scored:
     """Answers every row with one prompt and scores the answers.
 
     Args:
         prompt: [L, H], the same on all ranks.
         rows: a split's rows, at least one.
-        stop: looked at between batches; all ranks leave together.
 
     Returns:
         the same on every rank.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: a signal came; all ranks leave together.
     """
+    encoder = session.encoder
     tokens = [encoder.encode(task, row) for row in rows]
-    model.backbone.eval()
-    answer = _label_answers if config.scoring == "labels" else _generated_answers
-    predictions = answer(model, prompt, task, tokens, encoder, config.batch_size, stop)
+    session.model.backbone.eval()
+    answer = _label_answers if session.recipe.evaluate.scoring == "labels" else _generated_answers
+    predictions = answer(session, prompt, task, tokens)
     texts = [encoder.text(task, row) for row in rows]
     targets = [text.target for text in texts]
     metrics = score(task, predictions, targets, encoder.labels)
@@ -77,16 +67,9 @@ def score_rows(
     )
 
 
-def _generated_answers(
-    model: Sharded,
-    prompt: torch.Tensor,
-    task: Task,
-    rows: Sequence[TokenRow],
-    encoder: RowEncoder,
-    batch_size: int,
-    stop: StopSignal | None,
-) -> list[str]:
+def _generated_answers(session: Session, prompt: torch.Tensor, task: Task, rows: Sequence[TokenRow]) -> list[str]:
     """Greedy text of each row, at most as many tokens as the task's longest label has."""
+    model, encoder = session.model, session.encoder
     longest = encoder.max_target_length(task)
 
     def generate(batch: Batch) -> list[str]:
@@ -94,19 +77,12 @@ def _generated_answers(
         ids = model.backbone.generate_ids(prompts, batch.source_ids, batch.source_mask, longest, synced=model.synced)
         return encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    return _over_ranks(model, rows, encoder, batch_size, generate, stop)
+    return _over_ranks(session, rows, generate)
 
 
-def _label_answers(
-    model: Sharded,
-    prompt: torch.Tensor,
-    task: Task,
-    rows: Sequence[TokenRow],
-    encoder: RowEncoder,
-    batch_size: int,
-    stop: StopSignal | None,
-) -> list[str]:
+def _label_answers(session: Session, prompt: torch.Tensor, task: Task, rows: Sequence[TokenRow]) -> list[str]:
     """The label text of each row that has the greatest likelihood, the product over its tokens and end-of-sequence."""
+    model, encoder = session.model, session.encoder
     labels = task.label_texts(encoder.labels)
     label_ids = [torch.tensor(encoder.encode_target(task, label), device=model.ranks.device) for label in labels]
 
@@ -120,28 +96,21 @@ def _label_answers(
         ]
         return [labels[i] for i in torch.stack(losses).argmin(dim=0).tolist()]
 
-    return _over_ranks(model, rows, encoder, batch_size, likeliest, stop)
+    return _over_ranks(session, rows, likeliest)
 
 
-def _over_ranks(
-    model: Sharded,
-    rows: Sequence[TokenRow],
-    encoder: RowEncoder,
-    batch_size: int,
-    answer: Callable[[Batch], list[str]],
-    stop: StopSignal | None,
-) -> list[str]:
+def _over_ranks(session: Session, rows: Sequence[TokenRow], answer: Callable[[Batch], list[str]]) -> list[str]:
     """Deals batches of rows of similar length to the ranks and collects the answers in the order of the rows."""
-    ranks = model.ranks
+    ranks, stop, batch_size = session.ranks, session.stop, session.recipe.evaluate.batch_size
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].source))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     answers: dict[int, str] = {}
     for turn in range(0, len(batches), ranks.world):
-        if stop and ranks.any(stop.received is not None):
+        if ranks.any(stop.received is not None):
             raise stop.stopped()
         mine = turn + ranks.rank
         chosen = batches[min(mine, len(batches) - 1)]
-        texts = answer(collate([rows[i] for i in chosen], encoder.pad_id, ranks.device))
+        texts = answer(collate([rows[i] for i in chosen], session.encoder.pad_id, ranks.device))
         if mine < len(batches):
             answers.update(zip(chosen, texts, strict=True))
     everyone: dict[int, str] = {}

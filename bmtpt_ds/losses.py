@@ -14,6 +14,7 @@ from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.parallel import Sharded
 from bmtpt_ds.runlog import Phases
+from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
 
 
@@ -38,6 +39,14 @@ class GradientPass:
         """
         self._model, self._pad_id, self._seed, self._phases = model, pad_id, dropout_seed, phases
         self.max_tokens = max_tokens
+
+    @classmethod
+    def of(cls, session: Session, phases: Phases) -> "GradientPass":
+        """As the recipe says; without a word on micro-batches they follow the free memory."""
+        recipe, model = session.recipe, session.model
+        longest = recipe.prompt.length + recipe.model.max_source_length
+        budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest)
+        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases)
 
     def __call__(self, prompts: torch.Tensor, rows: Sequence[TokenRow], step: int, stop: StopSignal) -> StepGradient:
         """

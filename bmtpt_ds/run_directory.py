@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from typing import IO
 
+import yaml
+
 from bmtpt_ds.checkpoint import Checkpoints, Stored, write_atomically
-from bmtpt_ds.config import Recipe, parse_yaml
+from bmtpt_ds.config import Recipe
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.yaml_text import parse_yaml
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
@@ -22,16 +25,20 @@ _FREE_SECTIONS = ("run", "evaluate")
 class RunDirectory:
     """The directory of one run of one stage. Rank 0 alone makes and fills it, after every check has passed."""
 
-    def __init__(self, path: Path, recipe: Recipe, stage: str, *, resume: bool, overwrite: bool):
+    def __init__(self, path: Path, recipe: Recipe, about: dict[str, str], *, resume: bool, overwrite: bool):
         """
         Args:
-            stage: `source` or `adapt`.
+            about: what the run is beside its recipe: `stage`, `source` or `adapt`, and for the latter `particles`.
             resume: go on with what is there, start if nothing is.
             overwrite: remove the run that is there.
         """
-        self.path, self.recipe, self.stage = path, recipe, stage
+        self.path, self.recipe, self._about = path, recipe, about
         self._resume, self._overwrite = resume, overwrite
         self._lock: IO | None = None
+
+    @property
+    def stage(self) -> str:
+        return self._about["stage"]
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -87,7 +94,7 @@ class RunDirectory:
             )
 
     def _config_text(self) -> str:
-        return f"stage: {self.stage}\n{self.recipe.to_yaml()}"
+        return yaml.safe_dump(self._about, sort_keys=False) + self.recipe.to_yaml()
 
     def open(self) -> None:
         """Makes the directory, takes its lock, removes what --overwrite gives up, writes the resolved recipe."""
@@ -141,6 +148,7 @@ def read_run_recipe(path: Path) -> tuple[str, dict]:
     if not config.is_file():
         raise UserError(f"{path}: not a run's directory (no {CONFIG} in it)")
     values = _read_config(config)
+    values.pop("particles", None)
     return values.pop("stage"), values
 
 

@@ -87,6 +87,7 @@ class RunLog:
             steps: of the whole run.
             title: the stage, in front of every line for a person.
         """
+        self.phases = Phases()
         self._first, self._steps = first, steps
         if not first:
             return

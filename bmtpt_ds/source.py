@@ -13,17 +13,17 @@ from typing import NamedTuple
 import torch
 
 from bmtpt_ds.checkpoint import Checkpoints
-from bmtpt_ds.config import Recipe, SourceConfig
+from bmtpt_ds.config import SourceConfig
 from bmtpt_ds.data.order import rows_of_step, tasks_of_step
 from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
 from bmtpt_ds.losses import GradientPass, StepGradient
-from bmtpt_ds.parallel import Sharded
+from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
-from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.session import Session
 from bmtpt_ds.svgd import init_state, svgd_step_
 from bmtpt_ds.svgd.step import Diagnostics
 from bmtpt_ds.tasks import Task
@@ -65,49 +65,32 @@ class Posterior:
 
 
 def learn_posterior(
-    recipe: Recipe,
-    model: Sharded,
-    encoder: RowEncoder,
-    tasks: Sequence[SourceTask],
-    posterior: Posterior,
-    *,
-    log: RunLog,
-    checkpoints: Checkpoints,
-    identity: dict,
-    stop: StopSignal,
-    phases: Phases,
+    session: Session, tasks: Sequence[SourceTask], posterior: Posterior, log: RunLog, checkpoints: Checkpoints
 ) -> None:
     """Runs the source stage from where `posterior` stands to its last step; `posterior` is changed in place.
 
     Args:
         tasks: K of them, with rows.
-        identity: of model and tokenizer, kept with every checkpoint.
 
     Raises:
         Stopped: a signal came; the checkpoint of the last step is written.
         UserError: scores were not finite for more than `source.max_skipped` steps in a row.
     """
-    source, run, ranks = recipe.source, recipe.run, model.ranks
-    longest = recipe.prompt.length + recipe.model.max_source_length
-    budget = model.token_budget(run.max_tokens_per_micro_batch, longest)
-    gradient_of = GradientPass(model, encoder.pad_id, budget, run.seed, phases)
-
-    def save() -> None:
-        if ranks.first:
-            checkpoints.save(posterior.step, posterior.tensors(), identity | posterior.counters())
-
+    source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
+    gradient_of = GradientPass.of(session, phases)
+    backbone, about = session.model.backbone, session.identity()
     while True:
         if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
             with phases.paused():
-                validate(recipe, model, encoder, tasks, posterior, log, stop)
+                validate(session, tasks, posterior, log)
         if posterior.step == source.steps:
             return
         step = posterior.step + 1
         with phases("data"):
-            rows = draw_rows(source, run.seed, step, tasks, encoder)
-        model.backbone.train(model.backbone.train_while_tuning)
-        gradient = gradient_of(posterior.particles, rows, step, stop)
-        diagnostics = svgd_step(source, model, posterior, gradient, step, phases)
+            rows = draw_rows(source, run.seed, step, tasks, session.encoder)
+        backbone.train(backbone.train_while_tuning)
+        gradient = gradient_of(posterior.particles, rows, step, session.stop)
+        diagnostics = svgd_step(source, ranks, posterior, gradient, step, phases)
         posterior.step = step
         phases.count_step()
         _count_skipped(source, posterior, gradient, run.seed, tasks)
@@ -118,11 +101,12 @@ def learn_posterior(
             posterior.losses.zero_()
         log.advance(step)
         # saved before a validation too: one that a signal breaks off is done again on resume
-        if step % run.save_every == 0 or step == source.steps or gradient.stop or _due(source.eval_every, step):
-            save()
+        save = step % run.save_every == 0 or step == source.steps or gradient.stop or _due(source.eval_every, step)
+        if save and ranks.first:
+            checkpoints.save(step, posterior.tensors(), about | posterior.counters())
         if gradient.stop:
             ranks.wait()  # until the checkpoint is there: a launcher ends all ranks as soon as one has left
-            raise stop.stopped()
+            raise session.stop.stopped()
 
 
 def draw_rows(
@@ -138,12 +122,12 @@ def draw_rows(
 
 
 def svgd_step(
-    source: SourceConfig, model: Sharded, posterior: Posterior, gradient: StepGradient, step: int, phases: Phases
+    source: SourceConfig, ranks: Ranks, posterior: Posterior, gradient: StepGradient, step: int, phases: Phases
 ) -> Diagnostics | None:
     """Moves the particles on rank 0, tells the others; what the step was made of, on rank 0."""
     diagnostics = None
     with phases("svgd"):
-        if model.ranks.first:
+        if ranks.first:
             scores = gradient.gradient * -source.likelihood_scale  # score = grad log p = - scale * grad loss
             diagnostics = svgd_step_(
                 posterior.particles.view(len(scores), -1),
@@ -160,7 +144,7 @@ def svgd_step(
                 repulsion_scale=source.svgd.repulsion_scale,
             )
     with phases("broadcast"):
-        model.ranks.broadcast_(posterior.particles)
+        ranks.broadcast_(posterior.particles)
     posterior.losses += gradient.losses
     return diagnostics
 
@@ -190,21 +174,10 @@ def metrics_of(
     }
 
 
-def validate(
-    recipe: Recipe,
-    model: Sharded,
-    encoder: RowEncoder,
-    tasks: Sequence[SourceTask],
-    posterior: Posterior,
-    log: RunLog,
-    stop: StopSignal,
-) -> None:
+def validate(session: Session, tasks: Sequence[SourceTask], posterior: Posterior, log: RunLog) -> None:
     """Scores the particles' mean on the source tasks' validation rows and logs a line."""
     centre = posterior.particles.mean(dim=0)
-    scores = {
-        task.name: score_rows(model, centre, task, splits.validation, encoder, recipe.evaluate, stop).score.score
-        for task, splits in tasks
-    }
+    scores = {task.name: score_rows(session, centre, task, splits.validation).score.score for task, splits in tasks}
     posterior.validated = posterior.step
     log.line({"step": posterior.step, "validation": scores | {"mean": sum(scores.values()) / len(scores)}})
 

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from bmtpt_ds.checkpoint import Checkpoints
-from bmtpt_ds.config import Recipe, TargetConfig
+from bmtpt_ds.config import TargetConfig
 from bmtpt_ds.data.order import batch_positions
 from bmtpt_ds.data.splits import Splits
-from bmtpt_ds.data.tokens import RowEncoder
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.prompts import ComposedPrompt
-from bmtpt_ds.parallel import Ranks, Sharded
+from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
-from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.session import Session
 from bmtpt_ds.tasks import Task
 
 MAX_SKIPPED = 10  # steps in a row with non-finite gradients that stop the run
@@ -95,55 +94,40 @@ class Adaptation:
 
 
 def adapt(
-    recipe: Recipe,
-    model: Sharded,
-    encoder: RowEncoder,
+    session: Session,
     task: Task,
     splits: Splits,
     prior: Prior,
     adaptation: Adaptation,
-    *,
     log: RunLog,
     checkpoints: Checkpoints,
-    identity: dict,
-    stop: StopSignal,
-    phases: Phases,
 ) -> None:
     """Runs the target stage from where `adaptation` stands to its last step; `adaptation.best` is the outcome.
 
     Args:
         splits: `train` holds the few-shot rows where the recipe asks for some.
-        identity: of model and tokenizer, kept with every checkpoint.
 
     Raises:
         Stopped: a signal came; the checkpoint of the last step is written.
         UserError: gradients were not finite for more than 10 steps in a row.
     """
-    target, run, ranks = recipe.target, recipe.run, model.ranks
-    budget = model.token_budget(run.max_tokens_per_micro_batch, recipe.prompt.length + recipe.model.max_source_length)
-    gradient_of = GradientPass(model, encoder.pad_id, budget, run.seed, phases)
+    target, run, ranks, phases = session.recipe.target, session.recipe.run, session.ranks, log.phases
+    gradient_of = GradientPass.of(session, phases)
+    backbone, about = session.model.backbone, session.identity()
     batch_size = min(target.batch_size, len(splits.train))
-
-    def validation_due(step: int) -> bool:
-        return step > 0 and (step % target.eval_every == 0 or step == target.steps)
-
-    def save() -> None:
-        if ranks.first:
-            checkpoints.save(adaptation.step, adaptation.tensors(), identity | adaptation.counters())
-
     while True:
-        if validation_due(adaptation.step) and adaptation.validated < adaptation.step:
+        if _validation_due(target, adaptation.step) and adaptation.validated < adaptation.step:
             with phases.paused():
-                validate(recipe, model, encoder, task, splits, prior, adaptation, log, stop)
+                validate(session, task, splits, prior, adaptation, log)
         if adaptation.step == target.steps:
             return
         step = adaptation.step + 1
         with phases("data"):
             chosen = batch_positions(run.seed, step, len(splits.train), batch_size)
-            rows = [encoder.encode(task, splits.train[i]) for i in chosen]
-        model.backbone.train(model.backbone.train_while_tuning)
+            rows = [session.encoder.encode(task, splits.train[i]) for i in chosen]
+        backbone.train(backbone.train_while_tuning)
         theta = adaptation.prompt.compose().detach()
-        gradient = gradient_of(theta[None], rows, step, stop)
+        gradient = gradient_of(theta[None], rows, step, session.stop)
         with phases("update"):
             _count_skipped(adaptation, gradient.finite, step)
             if gradient.finite:
@@ -156,11 +140,16 @@ def adapt(
             adaptation.sums.zero_()
         log.advance(step)
         # saved before a validation too: one that a signal breaks off is done again on resume
-        if step % run.save_every == 0 or gradient.stop or validation_due(step):
-            save()
+        save = step % run.save_every == 0 or gradient.stop or _validation_due(target, step)
+        if save and ranks.first:
+            checkpoints.save(step, adaptation.tensors(), about | adaptation.counters())
         if gradient.stop:
             ranks.wait()  # until the checkpoint is there: a launcher ends all ranks as soon as one has left
-            raise stop.stopped()
+            raise session.stop.stopped()
+
+
+def _validation_due(target: TargetConfig, step: int) -> bool:
+    return step > 0 and (step % target.eval_every == 0 or step == target.steps)
 
 
 def update(
@@ -200,20 +189,10 @@ def learning_rate(target: TargetConfig, step: int) -> float:
     return learning_rate_factor(step, steps=target.steps, warmup_steps=target.warmup_steps, schedule=target.schedule)
 
 
-def validate(
-    recipe: Recipe,
-    model: Sharded,
-    encoder: RowEncoder,
-    task: Task,
-    splits: Splits,
-    prior: Prior,
-    adaptation: Adaptation,
-    log: RunLog,
-    stop: StopSignal,
-) -> None:
+def validate(session: Session, task: Task, splits: Splits, prior: Prior, adaptation: Adaptation, log: RunLog) -> None:
     """Scores the prompt on the validation rows, keeps it if none was better, logs how far it has moved."""
     theta = adaptation.prompt.compose().detach()
-    scored = score_rows(model, theta, task, splits.validation, encoder, recipe.evaluate, stop).score
+    scored = score_rows(session, theta, task, splits.validation).score
     if scored.score > adaptation.best_score:
         adaptation.best_score, adaptation.best_step = scored.score, adaptation.step
         for best, now in zip(adaptation.best.tensors(), adaptation.prompt.tensors(), strict=True):

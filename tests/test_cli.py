@@ -168,6 +168,7 @@ def test_config_yaml_is_the_whole_resolved_recipe(tiny: Tiny) -> None:
     for run, stage in ((tiny.source, "source"), (tiny.adapt, "adapt")):
         written = yaml.safe_load((run / "config.yaml").read_text())
         assert written.pop("stage") == stage
+        assert written.pop("particles", None) == (str(tiny.source) if stage == "adapt" else None)
         assert Recipe(**written) == recipe
         assert all(set(written[s]) == set(type(getattr(recipe, s)).model_fields) for s in written if s != "method")
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from bmtpt_ds.config import Recipe, load_recipe, parse_yaml
+from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).parents[1] / "bmtpt_ds" / "recipes"
 

@@ -13,10 +13,10 @@ import torch
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
 from safetensors.torch import load_file, save_file
 
-from bmtpt_ds import deepspeed_json, parallel
+from bmtpt_ds import deepspeed_json
 from bmtpt_ds.config import ModelConfig
 from bmtpt_ds.data.tokens import load_tokenizer
-from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
+from bmtpt_ds.parallel import Ranks, Sharded, load_backbone, sharding
 
 
 def load(ranks: Ranks, model: str, ds: str) -> Sharded:
@@ -36,18 +36,18 @@ def shards(backbone) -> dict[str, list]:
 def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     """What the rank holds after each stage of loading and after each step; its part of the batch computed."""
     seen = {}
-    build = parallel.build_backbone
+    build = sharding.build_backbone
 
     def build_and_look(*inputs, **named):
         backbone = build(*inputs, **named)
         seen["built"], seen["shards"] = held(backbone), shards(backbone)
         return backbone
 
-    parallel.build_backbone = build_and_look
+    sharding.build_backbone = build_and_look
     try:
         sharded = load(ranks, model, "zero3_cpu")
     finally:
-        parallel.build_backbone = build
+        sharding.build_backbone = build
     seen["threshold"] = sharded.ds["zero_optimization"]["stage3_param_persistence_threshold"]
     seen["trainable"] = [name for name, p in sharded.backbone.named_parameters() if p.requires_grad]
     optimizers = (torch.optim.Optimizer, DeepSpeedOptimizer)
@@ -69,7 +69,7 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
 
 def load_with_wrong_weight(ranks: Ranks, model: str, wrong: str) -> str | None:
     """The error when one weight is not what the checkpoint has after filling."""
-    fill = parallel._fill
+    fill = sharding._fill
 
     def fill_wrongly(ranks_, backbone, *inputs):
         result = fill(ranks_, backbone, *inputs)
@@ -78,13 +78,13 @@ def load_with_wrong_weight(ranks: Ranks, model: str, wrong: str) -> str | None:
             shard.data[:2] = shard.data[:2].flip(0)  # two neighbours change places: sums stay, order does not
         return result
 
-    parallel._fill = fill_wrongly
+    sharding._fill = fill_wrongly
     try:
         load(ranks, model, "zero3_cpu")
     except RuntimeError as error:
         return str(error)
     finally:
-        parallel._fill = fill
+        sharding._fill = fill
     return None
 
 

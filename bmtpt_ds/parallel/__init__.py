@@ -1,0 +1,10 @@
+"""The ranks of a job and the backbone that is sharded over them; with `runlog.py` all that imports deepspeed.
+
+One path serves every situation: a process without a launcher is a world of one, made without rendezvous; stage 0 keeps
+the backbone resident, stage 3 shards it.
+"""
+
+from bmtpt_ds.parallel.ranks import Ranks
+from bmtpt_ds.parallel.sharding import Sharded, load_backbone
+
+__all__ = ["Ranks", "Sharded", "load_backbone"]

@@ -1,0 +1,161 @@
+"""The processes of a job: who this one is, and what they do together."""
+
+import ctypes
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import deepspeed
+import deepspeed.comm as dist
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.model.weights import fingerprint
+
+Value = TypeVar("Value")
+
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+_RETURNED_BYTES = 1 << 20
+
+
+class Ranks:
+    """This process among the job's processes, and what they do together. All of them are data ranks."""
+
+    def __init__(self, timeout: int):
+        """Joins the job that the launcher's environment describes, or makes a world of one.
+
+        Args:
+            timeout: seconds after which a collective that a rank does not join ends the job.
+        """
+        if not dist.is_initialized():
+            _join(timedelta(seconds=timeout))
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.local_rank = int(os.environ["LOCAL_RANK"])
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or self.world)
+        accelerator = get_accelerator()
+        self.device = torch.device(accelerator.device_name(self.local_rank))
+        accelerator.set_device(self.local_rank)
+        if self.device.type == "cpu":
+            _share_the_machine(self.local_world)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which updates, writes and speaks."""
+        return self.rank == 0
+
+    def sum_(self, values: torch.Tensor) -> None:
+        """Adds up a tensor over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+
+    def broadcast_(self, values: torch.Tensor) -> None:
+        """Rank 0's tensor on every rank, in place."""
+        if self.world > 1:
+            dist.broadcast(values, src=0)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value (any object that pickles), in the order of the ranks."""
+        values: list = [None] * self.world
+        if self.world == 1:
+            return [value]
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """Rank 0's value (any object that pickles) on every rank."""
+        values = [value]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank; the same answer on all."""
+        count = torch.tensor([float(flag)], device=self.device)
+        self.sum_(count)
+        return bool(count.item() > 0)
+
+    def together(self, work: Callable[[], Value], *, once_a_node: bool = False) -> Value:
+        """Does `work` on every rank; if it is a user's mistake on one, all ranks raise it rather than wait for ever.
+
+        Args:
+            once_a_node: let one rank of a node go first (a download), the others follow when it is done.
+        """
+        if once_a_node and self.world > 1:
+            self.together(lambda: work() if self.local_rank == 0 else None)
+        value, error = None, None
+        try:
+            value = work()
+        except UserError as mistake:
+            error = str(mistake)
+        errors = [e for e in self.gather(error) if e]
+        if errors:
+            raise UserError(errors[0])
+        return value
+
+    def first_does(self, work: Callable[[], Value]) -> Value | None:
+        """Does `work` on rank 0 while the others wait; its mistakes are raised on all ranks."""
+        return self.together(lambda: work() if self.first else None)
+
+    def same_everywhere(self, values: torch.Tensor) -> bool:
+        """Whether a tensor is bit for bit the same on all ranks."""
+        mark = fingerprint(values.contiguous()).item()
+        return len(set(self.gather(mark))) == 1
+
+    def free_memory(self) -> int:
+        """Bytes free for a rank of the rank that has least."""
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+            free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        else:
+            import psutil
+
+            free = psutil.virtual_memory().available // self.local_world
+        return min(self.gather(int(free)))
+
+    def wait(self) -> None:
+        """Returns when all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Ends this process's part in the job."""
+        if dist.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _join(timeout: timedelta) -> None:
+    # DeepSpeed compiles its CPU operator with ninja. The one beside the interpreter, always: pdsh passes no PATH on, and
+    # another version found there would compile it anew (a minute), as would this one the next time.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    launched = "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deepspeed calls names that newer torch deprecates
+        if launched:
+            deepspeed.init_distributed(timeout=timeout, verbose=False)
+            return
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            os.environ.setdefault(name, value)
+        backend = get_accelerator().communication_backend_name()
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+
+
+def _share_the_machine(local_world: int) -> None:
+    """Keeps a CPU rank to its share of cores and memory.
+
+    Without a word from the user each rank would start a thread for every core, which makes a step ten times slower.
+    And glibc keeps freed blocks of up to 32 MB for itself: under ZeRO-3, whose weights come and go, a rank's resident
+    memory then grows beyond that of a whole model. Fixing the threshold gives each freed tensor back to the system.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
