@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from bmtpt_ds.errors import UserError
 
+TEMPORARY = ".*.tmp"  # names of files that are not complete
 _PREFIX, _SUFFIX = "step-", ".safetensors"
 
 

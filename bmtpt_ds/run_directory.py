@@ -9,15 +9,15 @@ from typing import IO
 
 import yaml
 
-from bmtpt_ds.checkpoint import Checkpoints, Stored, write_atomically
+from bmtpt_ds.checkpoint import TEMPORARY, Checkpoints, Stored, write_atomically
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.yaml_text import parse_yaml
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
-# all that a run writes: what --overwrite may remove
-_OWN = (CONFIG, METRICS, RESULTS, PARTICLES, PROMPT, "checkpoints", "tensorboard", "csv_monitor", "wandb", ".lock")
+# all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
+_OWN = (RESULTS, METRICS, PARTICLES, PROMPT, "checkpoints", "tensorboard", "csv_monitor", "wandb", CONFIG, ".lock")
 # sections that may differ when a run goes on: they change how it runs, not what it computes
 _FREE_SECTIONS = ("run", "evaluate")
 
@@ -67,7 +67,8 @@ class RunDirectory:
         if self._resume and self._overwrite:
             raise UserError("--resume and --overwrite exclude each other: give one of them")
         check_writable(self.path, "--run-dir")
-        if not self.path.is_dir() or not any(p.name != ".lock" for p in self.path.iterdir()):
+        leftovers = {".lock", *(p.name for p in self.path.glob(TEMPORARY))}
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= leftovers:
             return
         if not (self.path / CONFIG).is_file():
             raise UserError(f"--run-dir {self.path}: holds files that are no run of bmtpt; give another folder")
@@ -116,7 +117,10 @@ class RunDirectory:
         except BlockingIOError:
             raise UserError(f"--run-dir {self.path}: another process is running in it; wait for it or end it") from None
         except OSError:
-            pass  # a file system without locks: the check above is all there is
+            return  # a file system without locks: the check above is all there is
+        for folder in (self.path, self.checkpoints.folder):
+            for leftover in folder.glob(TEMPORARY):  # of a run that was killed
+                leftover.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, what: str) -> None:

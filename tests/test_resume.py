@@ -74,6 +74,7 @@ def _assert_ends_like(stage: Stage, run_dir: Path) -> None:
     assert _log(run_dir) == _log(stage.unbroken)
     results = [json.loads((folder / "results.json").read_text()) for folder in (stage.unbroken, run_dir)]
     assert results[0] == results[1]
+    assert not list(run_dir.rglob("*.tmp"))  # half-written files of a killed process
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
@@ -177,7 +178,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cases(stages, tmp_path_factory) -> dict[str, Case]:
-    """Copies of a run that was killed halfway, each treated in its own way, then resumed in one process."""
+    """Copies of a run that was killed halfway, each treated in its own way, then a command for each, in one process."""
     folder, stage = tmp_path_factory.mktemp("cases"), stages["source"]
     killed = folder / "killed"
     assert _kill_after(launch.plain(*stage.command(killed)), killed, folder / "log", 0.5)
@@ -190,7 +191,22 @@ def cases(stages, tmp_path_factory) -> dict[str, Case]:
             checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
         return copy
 
+    def killed_while_writing(name: str, *kept: str) -> Path:
+        """What a kill leaves behind in the midst of a file, and these of the directory's files."""
+        copy = shutil.copytree(killed, folder / name)
+        for path in copy.iterdir():
+            if path.name not in (*kept, ".lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in (copy / "config.yaml", copy / "checkpoints/step-00000100.safetensors"):
+            if path.parent.is_dir():
+                path.with_name(f".{path.name}.99.tmp").write_bytes(b"half")
+        return copy
+
     commands = {
+        "killed in the first file": stage.command(killed_while_writing("killed in the first file"), "--resume"),
+        "killed in a checkpoint": stage.command(
+            killed_while_writing("killed in a checkpoint", "config.yaml", "checkpoints", "metrics.jsonl"), "--resume"
+        ),
         "nothing there": stage.command(folder / "nothing there", "--resume"),
         "finished": stage.command(shutil.copytree(stage.unbroken, folder / "finished"), "--resume"),
         "newest damaged": stage.command(damaged("newest damaged", 1), "--resume"),
@@ -214,6 +230,12 @@ def test_resume_with_nothing_there_starts(stages, cases) -> None:
     case = cases["nothing there"]
     assert case.status == 0
     _assert_ends_like(stages["source"], case.run_dir)
+
+
+@pytest.mark.parametrize("where", ["killed in the first file", "killed in a checkpoint"])
+def test_half_written_files_are_no_obstacle_and_go(stages, cases, where: str) -> None:
+    assert cases[where].status == 0
+    _assert_ends_like(stages["source"], cases[where].run_dir)
 
 
 def test_resume_of_a_finished_run_changes_nothing(stages, cases) -> None:

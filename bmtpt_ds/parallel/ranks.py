@@ -130,7 +130,7 @@ class Ranks:
 
 
 def _join(timeout: timedelta) -> None:
-    # DeepSpeed compiles its CPU operator with ninja. The one beside the interpreter, always: pdsh passes no PATH on, and
+    # DeepSpeed compiles its CPU operator with ninja: always the one beside the interpreter. pdsh passes no PATH on, and
     # another version found there would compile it anew (a minute), as would this one the next time.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     launched = "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ

@@ -10,12 +10,18 @@ from safetensors.torch import load_file
 
 from tests import launch
 
-STEPS = 40
+STEPS = 24
 SECONDS = 20  # within which a job that is told to stop has written its checkpoint and is gone
 
 
 def _command(recipe: Path, run_dir: Path) -> list[str]:
-    settings = (f"source.steps={STEPS}", "source.eval_every=15", "run.log_every=1", "run.save_every=1000")
+    settings = (
+        f"source.steps={STEPS}",
+        "source.eval_every=9",
+        "evaluate.scoring=labels",
+        "run.log_every=1",
+        "run.save_every=1000",
+    )
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     ds = ("--deepspeed_config", "zero3_cpu")
     return launch.deepspeed(
