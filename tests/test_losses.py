@@ -89,3 +89,17 @@ def test_non_finite_prompts_are_seen(loaded) -> None:
     prompts = torch.zeros(2, 5, 32)
     prompts[1, 0, 0] = torch.nan
     assert not gradient_of(loaded, prompts, 10**9).finite
+
+
+def test_dropout_is_drawn_anew_each_step_and_again_the_same_on_resume(untied_model) -> None:
+    from bmtpt_ds import deepspeed_json
+    from bmtpt_ds.config import ModelConfig
+    from bmtpt_ds.parallel import Ranks, load_backbone
+
+    config = ModelConfig(name_or_path=str(untied_model), dropout=0.2)
+    model = load_backbone(Ranks(timeout=60), config, deepspeed_json.load("resident"))
+    model.backbone.train(model.backbone.train_while_tuning)
+    prompts = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    gradients = [GradientPass(model, 0, 10**9, 0, Phases())(prompts, ROWS, s, StopSignal()).gradient for s in (1, 2, 1)]
+    assert torch.equal(gradients[0], gradients[2])
+    assert not torch.allclose(gradients[0], gradients[1], rtol=1e-2)

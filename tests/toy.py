@@ -81,5 +81,5 @@ prompt: {{length: 5}}
 source: {{tasks: [sst2, cola], particles: 3, rows_per_task: 2, steps: 6, warmup_steps: 1}}
 target: {{tasks: [mrpc], shots: 8, steps: 6, batch_size: 4, warmup_steps: 1, eval_every: 3}}
 data: {{root: {data}}}
-run: {{log_every: 2, save_every: 2}}
+run: {{log_every: 2, save_every: 2, check_replicas: 2}}
 """

@@ -1,0 +1,96 @@
+"""The source stage: a step is Algorithm 1's, steps with non-finite scores are skipped and in the end stop the run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bmtpt_ds.checkpoint import Checkpoints
+from bmtpt_ds.config import Recipe
+from bmtpt_ds.data.splits import load_task
+from bmtpt_ds.data.tokens import RowEncoder, collate
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.runlog import RunLog
+from bmtpt_ds.session import Session
+from bmtpt_ds.source import Posterior, SourceTask, draw_rows, learn_posterior
+from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.svgd import svgd_direction
+from bmtpt_ds.tasks import get_task
+
+
+def recipe_with(**source) -> Recipe:
+    values = {"tasks": ["sst2", "cola"], "particles": 3, "rows_per_task": 2, "steps": 2, "warmup_steps": 0, **source}
+    return Recipe(model={"max_source_length": 32}, prompt={"length": 5}, source=values, run={"log_every": 1})
+
+
+@pytest.fixture
+def tasks(rows: Path) -> list[SourceTask]:
+    return [SourceTask(get_task(name), load_task(get_task(name), root=str(rows))) for name in ("sst2", "cola")]
+
+
+def learn(loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[SourceTask], folder: Path) -> Posterior:
+    folder.mkdir(exist_ok=True)
+    session = Session(recipe, loaded, encoder, StopSignal())
+    posterior = Posterior.start(session.initial_prompts(recipe.source.particles), recipe.source.optimizer)
+    log = RunLog(folder, loaded.ds, first=True, start=0, validated=0, steps=recipe.source.steps, title="source")
+    learn_posterior(session, tasks, posterior, log, Checkpoints(folder / "checkpoints", 2))
+    return posterior
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_first_step_is_algorithm_1(loaded, encoder, tasks, tmp_path: Path, scale: float) -> None:
+    """theta + lr * phi, phi of the scores - scale * grad of the mean over all rows, each row alone in its batch."""
+    recipe = recipe_with(optimizer="sgd", lr=3.0, steps=1, likelihood_scale=scale, svgd={"damping": "matched"})
+    before = Session(recipe, loaded, encoder, StopSignal()).initial_prompts(3)
+    theta = before.clone().requires_grad_()
+    drawn = draw_rows(recipe.source, 0, 1, tasks, encoder)
+    losses = [
+        loaded.backbone.row_losses(particle[None], *vars(collate([row], 0, torch.device("cpu"))).values())[0] / 4
+        for particle in theta
+        for row in drawn
+    ]
+    torch.stack(losses).sum().backward()
+    phi = svgd_direction(before.flatten(1).double(), -scale * theta.grad.flatten(1).double(), damping="matched")
+    after = learn(loaded, encoder, recipe, tasks, tmp_path).particles
+    torch.testing.assert_close((after - before).flatten(1).double(), 3.0 * phi.direction, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_draws_kappa_tasks_and_the_same_rows_for_the_same_seed(encoder, tasks) -> None:
+    both, one = recipe_with().source, recipe_with(tasks_per_step=1).source
+    assert len(draw_rows(both, 0, 1, tasks, encoder)) == 4
+    assert len(draw_rows(one, 0, 1, tasks, encoder)) == 2
+    assert draw_rows(both, 0, 5, tasks, encoder) == draw_rows(both, 0, 5, tasks, encoder)
+    assert draw_rows(both, 0, 5, tasks, encoder) != draw_rows(both, 1, 5, tasks, encoder)
+
+
+class Poisoned:
+    """A backbone whose losses are not finite from some call on."""
+
+    def __init__(self, backbone, after: int):
+        self._backbone, self._left = backbone, after
+
+    def __getattr__(self, name: str):
+        return getattr(self._backbone, name)
+
+    def row_losses(self, *arguments: torch.Tensor) -> torch.Tensor:
+        self._left -= 1
+        return self._backbone.row_losses(*arguments) * (1.0 if self._left >= 0 else torch.nan)
+
+
+def test_non_finite_scores_are_skipped_then_stop_the_run(loaded, encoder, tasks, tmp_path: Path) -> None:
+    poisoned = replace(loaded, backbone=Poisoned(loaded.backbone, after=2))
+    with pytest.raises(UserError, match=r"step 6: scores were not finite for 4 steps in a row.*(sst2|cola)"):
+        learn(poisoned, encoder, recipe_with(steps=20, max_skipped=3), tasks, tmp_path / "stopped")
+
+
+def test_skipped_steps_move_nothing(loaded, encoder, tasks, tmp_path: Path) -> None:
+    """Two sound steps, then four skipped ones, end where two steps of the same schedule end."""
+    recipe = recipe_with(steps=6, schedule="constant")
+    poisoned = replace(loaded, backbone=Poisoned(loaded.backbone, after=2))
+    skipped = learn(poisoned, encoder, recipe, tasks, tmp_path / "skipped")
+    sound = learn(loaded, encoder, recipe_with(steps=2, schedule="constant"), tasks, tmp_path / "sound")
+    assert torch.equal(skipped.particles, sound.particles)
+    assert skipped.state["skipped"].item() == 4
+    assert skipped.step == 6
+    assert '"loss": null' in (tmp_path / "skipped" / "metrics.jsonl").read_text()  # JSON has no nan
