@@ -47,7 +47,7 @@ setup(
     python_requires=">=3.11",
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["bmtpt = bmtpt_ds.cli:main"]},
+    entry_points={"console_scripts": ["bmtpt = bmtpt_ds.cli:program"]},
     packages=[*find_packages(include=["bmtpt_ds", "bmtpt_ds.*"]), "bmtpt_ds.ds_configs"],
     # At the top of the repository, where users of DeepSpeed look for them; inside the package once installed.
     package_dir={"bmtpt_ds.ds_configs": "ds_configs"},

@@ -1,8 +1,6 @@
 """`python -m bmtpt_ds` and `deepspeed --module bmtpt_ds`."""
 
-import sys
-
-from bmtpt_ds.cli import main
+from bmtpt_ds.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from bmtpt_ds import __version__
 from bmtpt_ds.config import load_recipe, override_recipe
@@ -37,6 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         return 130
+
+
+def program() -> NoReturn:
+    """The process's entry: `main`, then an end that no thread of a library can turn into another status.
+
+    A rank that ends while others are gone would be aborted by the threads of its process group, and the launcher would
+    report that in place of our status.
+    """
+    try:
+        status = main()
+    except SystemExit as end:  # argparse's
+        status = end.code if isinstance(end.code, int) else 1
+    if status == 0:
+        sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_first_rank() -> bool:

@@ -54,7 +54,7 @@ def test_wheel_metadata(wheel):
     assert f"Version: {bmtpt_ds.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
     assert "Requires-Python: >=3.11\n" in metadata
-    assert "bmtpt = bmtpt_ds.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "bmtpt = bmtpt_ds.cli:program" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
 def test_every_requirement_is_pinned_in_the_constraints(wheel):
