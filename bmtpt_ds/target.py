@@ -6,6 +6,7 @@ W * (a b^T), W [L, H] begun at theta_bar, a [L] and b [H] at ones; all three are
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -34,7 +35,7 @@ class Prior:
     particles: torch.Tensor  # [M, L, H] float32
     sigma: float  # standard deviation of p(theta_T | theta_i), in units of embeddings
 
-    @property
+    @cached_property  # asked for at every step
     def centre(self) -> torch.Tensor:
         """theta_bar [L, H]."""
         return self.particles.mean(dim=0)
