@@ -3,38 +3,43 @@
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from bmtpt_ds import __version__
+from bmtpt_ds.arguments import Parser, add_deepspeed, add_recipe, add_run_dir, add_set
+from bmtpt_ds.commands.text_lines import answers_only
 from bmtpt_ds.config import load_recipe, override_recipe
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, quieten
 from bmtpt_ds.stopping import Stopped
 
-# Seconds: a launcher ends all ranks once one of them has failed, and only the first one says why.
-_LET_FIRST_SPEAK = 5.0
-
-_EPILOG = "Recipe keys and defaults: bmtpt_ds/config.py. DeepSpeed JSONs: ds_configs/README.md."
+_EPILOG = (
+    "Example:\n  bmtpt source --config first_run --run-dir runs/source\n\n"
+    "What a command takes: bmtpt COMMAND --help. A model or a dataset named as on the Hugging Face hub is downloaded "
+    "once and from then on taken from its cache (HF_HOME); HF_HUB_OFFLINE=1 forbids all requests."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status: 0, 2 for a user's mistake (one line on stderr), 128 + signal when stopped."""
     options = _parser().parse_args(arguments)
+    quieten(verbose=getattr(options, "verbose", False))
     try:
         options.run(options)
         return 0
     except UserError as mistake:
-        if _is_first_rank():
+        if is_first_rank():
             # names of files, and what libraries say, may hold line breaks
             print(f"bmtpt {options.command}: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
         else:
-            time.sleep(_LET_FIRST_SPEAK)
+            let_first_rank_speak()
         return 2
     except Stopped as stopped:
-        if _is_first_rank():
-            print(f"bmtpt {options.command}: stopped by {stopped}; go on with --resume", file=sys.stderr)
+        if is_first_rank():
+            mend = "; go on with --resume" if "resume" in options else ""
+            print(f"bmtpt {options.command}: stopped by {stopped}{mend}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         return 130
@@ -52,26 +57,30 @@ def program() -> NoReturn:
         status = end.code if isinstance(end.code, int) else 1
     if status == 0:
         sys.exit(0)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by whoever started us
+        stream.flush()
     os._exit(status)
 
 
-def _is_first_rank() -> bool:
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-    return next((os.environ[n] for n in names if n in os.environ), "0") == "0"
+def _demo(options: argparse.Namespace) -> None:
+    # before torch and DeepSpeed are imported: the toy is made for a CPU, and more threads than one slow it down
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from bmtpt_ds.experiments.demo import run_demo
+
+    print(run_demo(options.out))
 
 
 def _source(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
-    from bmtpt_ds.pipeline import run_source
+    from bmtpt_ds.commands.pipeline import run_source
 
     run_source(recipe, options.run_dir, options.deepspeed_config, resume=options.resume, overwrite=options.overwrite)
 
 
 def _adapt(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
-    from bmtpt_ds.pipeline import run_adapt
+    from bmtpt_ds.commands.pipeline import run_adapt
 
     run_adapt(
         recipe,
@@ -88,7 +97,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     trained, values = read_run_recipe(options.prompt)
     recipe = override_recipe(values, options.set, str(options.prompt))
-    from bmtpt_ds.pipeline import run_evaluate
+    from bmtpt_ds.commands.pipeline import run_evaluate
 
     table = run_evaluate(
         options.prompt,
@@ -104,73 +113,176 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(table)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _predict(options: argparse.Namespace) -> None:
+    # before the libraries are imported that print on stdout
+    with answers_only() as out:
+        from bmtpt_ds.commands.predict import run_predict
+
+        run_predict(options.prompt, options.task, options.set, options.deepspeed_config, out)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    recipe = load_recipe(options.config, options.set)
+    from bmtpt_ds.commands.prepare import run_prepare
+
+    run_prepare(recipe, options.out, overwrite=options.overwrite)
+
+
+def _check(options: argparse.Namespace) -> None:
+    recipe = load_recipe(options.config, options.set)
+    from bmtpt_ds.commands.check import check_recipe
+
+    print(check_recipe(recipe, options.config, options.deepspeed_config))
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    own = load_recipe(options.config).data.tasks if options.config else {}
+    from bmtpt_ds.tasks.listing import list_tasks
+
+    print(list_tasks(options.names, own))
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="bmtpt", description="Bayesian multi-task prompt tuning on a frozen, sharded T5.", epilog=_EPILOG
     )
-    parser.add_argument("--version", action="version", version=f"bmtpt_ds {__version__}")
-    # put there by the deepspeed launcher, which sets LOCAL_RANK too
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    source = _command(commands, "source", _source, "learn the posterior of the source tasks: M particles, SVGD")
-    _add_recipe(source)
-    _add_run_dir(source)
-
-    adapt = _command(commands, "adapt", _adapt, "adapt the particles' mean to a target task, validate, test once")
-    _add_recipe(adapt)
-    adapt.add_argument(
-        "--particles", required=True, metavar="DIR|FILE|none", help="a run of `source`; none: from vocabulary rows"
-    )
-    _add_run_dir(adapt)
-
-    evaluate = _command(commands, "evaluate", _evaluate, "score a run's prompt on a split")
-    evaluate.add_argument(
-        "--prompt", required=True, type=Path, metavar="DIR", help="a run of `adapt`, or of `source` (zero shots)"
-    )
-    evaluate.add_argument("--task", nargs="+", default=[], help="tasks to score (default: those of the run)")
-    evaluate.add_argument("--split", choices=("validation", "test"), default="test", help="default: %(default)s")
-    _add_set(evaluate)
-    _add_deepspeed(evaluate)
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores (0 to 100) as JSON")
-    evaluate.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for every row")
+    parser.add_argument("--version", action="version", version=f"bmtpt_ds {__version__}", help="print the version")
+    _add_demo(parser)
+    _add_source(parser)
+    _add_adapt(parser)
+    _add_evaluate(parser)
+    _add_predict(parser)
+    _add_prepare(parser)
+    _add_check(parser)
+    _add_tasks(parser)
     return parser
 
 
-def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG)
-    command.set_defaults(run=run)
-    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return command
-
-
-def _add_recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config", required=True, metavar="RECIPE", help="a YAML file or the name of a shipped recipe"
+def _add_demo(parser: Parser) -> None:
+    command = parser.add_command(
+        "demo",
+        _demo,
+        "see the method work: a toy T5, source stages on two ranks, three unseen tasks; four minutes on a laptop",
+        "bmtpt demo",
     )
-    _add_set(command)
-
-
-def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a recipe key, for example source.lr=0.1; may be repeated",
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where it is written; an earlier demo goes"
     )
 
 
-def _add_deepspeed(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--deepspeed_config",
-        metavar="JSON",
-        help="a file or the stem of a shipped one, such as zero3 (default: resident, the model whole on every rank)",
+def _add_source(parser: Parser) -> None:
+    command = parser.add_command(
+        "source",
+        _source,
+        "learn the posterior of the source tasks: M particles, SVGD",
+        "bmtpt source --config first_run --run-dir runs/source",
+        "deepspeed --num_gpus 4 --module bmtpt_ds source --config first_run --run-dir runs/source "
+        "--deepspeed_config zero3",
     )
+    add_recipe(command)
+    add_run_dir(command)
 
 
-def _add_run_dir(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--run-dir", required=True, type=Path, metavar="DIR", help="where the run is written")
-    _add_deepspeed(command)
-    command.add_argument("--resume", action="store_true", help="go on with the run in DIR; start if there is none")
-    command.add_argument("--overwrite", action="store_true", help="remove the run in DIR first")
+def _add_adapt(parser: Parser) -> None:
+    command = parser.add_command(
+        "adapt",
+        _adapt,
+        "adapt the particles' mean to a target task, validate, test once",
+        "bmtpt adapt --config first_run --particles runs/source --run-dir runs/mrpc",
+    )
+    add_recipe(command).add_argument(
+        "--particles", required=True, metavar="DIR|FILE|none", help="a run of `source`; none: from vocabulary rows"
+    )
+    add_run_dir(command)
+
+
+def _add_evaluate(parser: Parser) -> None:
+    command = parser.add_command(
+        "evaluate",
+        _evaluate,
+        "score a run's prompt on a split",
+        "bmtpt evaluate --prompt runs/mrpc --split test --json mrpc.json",
+    )
+    what = command.add_argument_group("what is scored")
+    what.add_argument(
+        "--prompt", required=True, type=Path, metavar="DIR", help="a run of `adapt`, or of `source` (zero shots)"
+    )
+    what.add_argument("--task", nargs="+", default=[], help="tasks to score (default: those of the run)")
+    what.add_argument("--split", choices=("validation", "test"), default="test", help="the rows to score")
+    add_set(what)
+    add_deepspeed(what)
+    files = command.add_argument_group("what is written")
+    files.add_argument("--json", type=Path, metavar="FILE", help="the scores (0 to 100) as JSON")
+    files.add_argument("--predictions", type=Path, metavar="FILE", help="a JSON line for every row")
+
+
+def _add_predict(parser: Parser) -> None:
+    command = parser.add_command(
+        "predict",
+        _predict,
+        "answer texts of your own: a line in on stdin, a line out on stdout",
+        "echo a warm and funny film | bmtpt predict --prompt runs/source --task sst2",
+        "bmtpt predict --prompt runs/mrpc runs/rte < pairs.jsonl > answers",
+        "deepspeed -q --num_gpus 2 --module bmtpt_ds predict --prompt runs/mrpc < pairs.jsonl",
+    )
+    command.description += (
+        " A line is a text, which goes into the field of a task that has one; for a task that has several it is the "
+        "whole text as it stands (sentence1: ... sentence2: ...). Or it is a JSON object with the task's columns. "
+        'Several tasks: every one answers, tabs between the answers; a JSON line with "task": NAME gets that task\'s '
+        "alone. A label is printed by its word, what is none as it was generated. Without -q the deepspeed launcher "
+        "prints lines of its own between the answers."
+    )
+    what = command.add_argument_group("who answers")
+    what.add_argument(
+        "--prompt",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="runs of `adapt`, or of `source` (the particles' mean), all of one model",
+    )
+    what.add_argument(
+        "--task", nargs="+", default=[], metavar="T", help="in the order of the answers (default: those of the prompts)"
+    )
+    add_set(what)
+    add_deepspeed(what)
+
+
+def _add_prepare(parser: Parser) -> None:
+    command = parser.add_command(
+        "prepare",
+        _prepare,
+        "read, split and tokenise a recipe's tasks into a folder, for machines without network",
+        "bmtpt prepare --config first_run --out runs/data",
+        "bmtpt source --config first_run --set data.root=runs/data --run-dir runs/source",
+    )
+    group = add_recipe(command)
+    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write, new or empty")
+    group.add_argument("--overwrite", action="store_true", help="replace what `prepare` has written in DIR")
+
+
+def _add_check(parser: Parser) -> None:
+    command = parser.add_command(
+        "check",
+        _check,
+        "look a recipe and a DeepSpeed JSON over without running anything, on any machine",
+        "bmtpt check --config first_run --set data.root=FOLDER --deepspeed_config zero3",
+    )
+    command.description += " Local rows are read, all of them; nothing is downloaded. The last line is ok."
+    add_deepspeed(add_recipe(command))
+
+
+def _add_tasks(parser: Parser) -> None:
+    command = parser.add_command(
+        "tasks",
+        _tasks,
+        "list the tasks: rows, columns, answers, metrics, splits, an example of the text",
+        "bmtpt tasks",
+        "bmtpt tasks mnli squad",
+        "bmtpt tasks --config my_recipe.yaml reviews",
+    )
+    what = command.add_argument_group("what is listed")
+    what.add_argument("names", nargs="*", metavar="NAME", help="tasks to list; without any: all")
+    what.add_argument(
+        "--config", metavar="RECIPE", help="a recipe whose own tasks (data.tasks) are listed too (default: no recipe)"
+    )

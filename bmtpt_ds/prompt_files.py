@@ -1,5 +1,6 @@
 """particles.safetensors and prompt.safetensors: what a run leaves for others, and which backbone it belongs to."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.prompts import ComposedPrompt
 from bmtpt_ds.run_directory import PARTICLES, PROMPT
 from bmtpt_ds.session import Session
+
+# what of a file's state tells its backbone, and in words
+_OF_A_MODEL = (("hidden_size", "hidden size"), ("weights", "weights"), ("tokenizer", "tokenizer"))
 
 
 def write_particles(folder: Path, session: Session, particles: torch.Tensor, tasks: list[str], processed: dict) -> None:
@@ -63,6 +67,22 @@ def prompt_for(stored: Stored, task: str) -> torch.Tensor:
     return ComposedPrompt(stored.tensors["full"], a, b).compose()
 
 
+def check_one_model(stored: Sequence[Stored]) -> None:
+    """Refuses prompts of different backbones, which no one backbone can read.
+
+    Raises:
+        UserError: other weights, another tokenizer, other shapes than the first one's.
+    """
+    first = stored[0]
+    for other in stored[1:]:
+        for key, name in _OF_A_MODEL:
+            if other.state.get(key) != first.state.get(key):
+                raise UserError(
+                    f"{first.path} belongs to {first.state.get('model')} and {other.path} to "
+                    f"{other.state.get('model')}, whose {name} differs: give prompts of one model"
+                )
+
+
 def check_belongs(stored: Stored, session: Session) -> None:
     """Refuses prompts of another backbone: a prompt means nothing to any model but its own.
 
@@ -70,7 +90,7 @@ def check_belongs(stored: Stored, session: Session) -> None:
         UserError: other weights, another tokenizer, other shapes.
     """
     theirs, ours = stored.state, session.identity()
-    for key, name in (("hidden_size", "hidden size"), ("weights", "weights"), ("tokenizer", "tokenizer")):
+    for key, name in _OF_A_MODEL:
         if theirs.get(key) != ours[key]:
             raise UserError(
                 f"{stored.path}: belongs to {theirs.get('model')}, whose {name} ({str(theirs.get(key))[:12]}) "

@@ -41,7 +41,7 @@ def write_results(
 
 
 def score_table(scores: dict[str, TaskScore], split: str) -> str:
-    """A line a task: the scores beside what always answering the most frequent label would give."""
+    """A line a task: the scores beside what always giving the most frequent answer would give."""
     lines = [f"{'task':<12} {'rows':>6}  majority  {split}"]
     for name, s in scores.items():
         metrics = "  ".join(f"{metric} {value:.1f}" for metric, value in s.metrics.items())

@@ -11,8 +11,8 @@ import yaml
 
 from bmtpt_ds.checkpoint import TEMPORARY, Checkpoints, Stored, write_atomically
 from bmtpt_ds.config import Recipe
+from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.yaml_text import parse_yaml
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
@@ -111,16 +111,31 @@ class RunDirectory:
         write_atomically(self.path / CONFIG, self._config_text().encode())
 
     def _take_lock(self) -> None:
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--run-dir {self.path}: another process is running in it; wait for it or end it") from None
-        except OSError:
-            return  # a file system without locks: the check above is all there is
+        self._lock = take_lock(self.path, "--run-dir")  # held until the process ends
+        if self._lock is None:
+            return
         for folder in (self.path, self.checkpoints.folder):
             for leftover in folder.glob(TEMPORARY):  # of a run that was killed
                 leftover.unlink(missing_ok=True)
+
+
+def take_lock(folder: Path, what: str) -> IO | None:
+    """Keeps other processes of ours out of a folder until the returned file is closed; `what` is where it was said.
+
+    Returns:
+        None on a file system without locks.
+
+    Raises:
+        UserError: another process is in it.
+    """
+    lock = open(folder / ".lock", "w")  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{what} {folder}: another process is running in it; wait for it or end it") from None
+    except OSError:
+        return None
+    return lock
 
 
 def check_writable(folder: Path, what: str) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
 from bmtpt_ds.run_directory import check_writable
 
 
@@ -94,9 +95,7 @@ class RunLog:
         self._path = folder / "metrics.jsonl"
         self._keep_lines_until(start, validated)
         self._monitor = MonitorMaster(get_monitor_config(_monitor_sections(ds, folder)))
-        self._bar = tqdm(
-            total=steps, initial=start, desc=title, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = open_bar(title, steps, done=start, shown=first)
         self._title = title
 
     def _keep_lines_until(self, start: int, validated: int) -> None:
@@ -130,16 +129,19 @@ class RunLog:
             file.write(json.dumps(values, allow_nan=False) + "\n")
         step = values["step"]
         self._monitor.write_events([(f"{self._title}/{k}", v, step) for k, v in _flatten(values) if k != "step"])
-        text = "  ".join(_short(values))
-        if sys.stderr.isatty():
-            self._bar.set_postfix_str(text, refresh=True)
+        if "validation" in values:
+            self.say(f"{self._title} {step}/{self._steps}  {_validation(values['validation'])}")
+            return
+        if on_terminal():
+            show_behind(self._bar, list(_figures(values, self._steps - step, brief=True)))
         else:
-            print(f"{self._title} {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+            figures = _figures(values, self._steps - step, brief=False)
+            self.say("  ".join([f"{self._title} {step}/{self._steps}", *figures]))
 
     def say(self, text: str) -> None:
         """A sentence to the person who watches."""
         if self._first:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(text, file=sys.stderr)  # above the bar where there is one
 
     def close(self) -> None:
         if self._first:
@@ -192,14 +194,38 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-_SHOWN = ("loss", "kernel_mean", "drive_norm", "repulsion_norm", "prior", "lr", "validation", "seconds", "skipped")
+# name in the metrics: name for a person, and where there is little room
+_NAMES = {
+    "kernel_mean": ("kernel", "kernel"),
+    "drive_norm": ("drive", "drive"),
+    "repulsion_norm": ("repulsion", "rep"),
+    "prior": ("prior", "prior"),
+}
 
 
-def _short(values: Mapping[str, Any]) -> Iterator[str]:
-    for name in _SHOWN:
-        value = values.get(name)
-        if value is not None and not (name == "skipped" and not value):
-            if isinstance(value, Mapping):
-                yield " ".join(f"{name}/{k} {v:.4g}" for k, v in value.items() if isinstance(v, int | float))
-            else:
-                yield f"{name} {value:.4g}"
+def _figures(values: Mapping[str, Any], steps_left: int, *, brief: bool) -> Iterator[str]:
+    """What a line says to a person, most important first."""
+    digits = 2 if brief else 3
+    if values.get("seconds") is not None:
+        yield f"{duration(values['seconds'] * steps_left)} left" if steps_left else "done"
+    if values.get("loss") is not None:
+        losses = [loss for loss in values.get("losses", []) if loss is not None]
+        between = f" ({min(losses):.3g} to {max(losses):.3g})" if len(losses) > 1 and not brief else ""
+        yield f"loss {values['loss']:.{digits + 1}g}{between}"
+    for name, names in _NAMES.items():
+        if values.get(name) is not None:
+            yield f"{names[brief]} {values[name]:.{digits}g}"
+    if values.get("seconds") is not None:
+        yield f"{values['seconds']:.{digits}g} s/step"
+    if values.get("skipped"):
+        yield f"skipped {values['skipped']:.0f}"
+
+
+def _validation(scores: Mapping[str, float]) -> str:
+    best = f"  (best {scores['best']:.1f} at step {scores['best_step']})" if "best" in scores else ""
+    shown = [
+        f"{name} {value:.1f}"
+        for name, value in scores.items()
+        if name not in ("best", "best_step") and value is not None
+    ]
+    return f"validation: {'  '.join(shown)}{best}"

@@ -6,13 +6,17 @@ from importlib.metadata import version
 
 import torch
 
-from bmtpt_ds import __version__, deepspeed_json
+from bmtpt_ds import __version__
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.data.splits import Splits, load_task
+from bmtpt_ds.data.prepared import AGAIN, Prepared
+from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.hub import find_tokenizer
 from bmtpt_ds.model.prompts import initial_prompts
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
+from bmtpt_ds.quiet import say_if_longer
+from bmtpt_ds.stage_inputs import from_hub, read_deepspeed, read_splits
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import Task
 
@@ -38,6 +42,17 @@ class Session:
         seed, rows_of = self.recipe.run.seed, self.model.embedding_rows
         return initial_prompts(prompt.init, count, prompt.length, vocab, seed, rows_of)
 
+    def describe(self) -> str:
+        """The model and how it lies on the ranks, in a line for a person."""
+        model, ranks = self.recipe.model, self.ranks
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.backbone.parameters())
+        nodes = ranks.world // ranks.local_world
+        where = f"{ranks.world} {ranks.device.type} rank{'s' * (ranks.world > 1)}"
+        where += f" on {nodes} nodes" if nodes > 1 else ""
+        layout = f"sharded over {where} (ZeRO-3)" if self.model.stage == 3 else f"whole on each of {where}"
+        layout = layout if ranks.world > 1 else f"on {where}"
+        return f"model {model.name_or_path}: {count:,} parameters, {model.dtype}, {layout}"
+
     def identity(self) -> dict:
         """What a file of prompts belongs to, and how it came about."""
         return {
@@ -56,19 +71,35 @@ class Session:
 
 def start(recipe: Recipe, json_name: str | None) -> tuple[dict, Ranks]:
     """The checked DeepSpeed JSON and this process's place in the job."""
-    name = json_name or "resident"
-    ds = deepspeed_json.load(name)
-    deepspeed_json.check(ds, dtype=recipe.model.dtype, source=name)
+    ds = read_deepspeed(recipe, json_name)
     return ds, Ranks(recipe.run.timeout)
 
 
 def load_rows(ranks: Ranks, recipe: Recipe, tasks: Sequence[Task]) -> list[Splits]:
     """The splits of each task, the same on all ranks."""
-    data = recipe.data
-    return ranks.together(
-        lambda: [load_task(task, root=data.root, split_seed=data.split_seed) for task in tasks],
-        once_a_node=data.root is None,
-    )
+    with say_if_longer(f"reading the rows of {', '.join(task.name for task in tasks)}"):
+        splits = ranks.together(
+            lambda: read_splits(recipe, tasks), once_a_node=any(from_hub(recipe, task) for task in tasks)
+        )
+    prepared = Prepared.find(recipe.data.root)
+    if prepared:
+        ranks.together(lambda: _check_token_ids(prepared, recipe, tasks, splits), once_a_node=True)
+    return splits
+
+
+def _check_token_ids(prepared: Prepared, recipe: Recipe, tasks: Sequence[Task], splits: Sequence[Splits]) -> None:
+    """Refuses prepared rows that the recipe's tokenizer would encode otherwise; before the model is loaded."""
+    tokenizer = load_tokenizer(find_tokenizer(recipe.model.name_or_path))
+    prepared.check_tokenizer(tokenizer_digest(tokenizer), recipe.model.name_or_path)
+    encoder = RowEncoder(tokenizer, recipe.model, recipe.data)
+    for task, of_task in zip(tasks, splits, strict=True):
+        row = of_task.train[0]
+        if encoder.encode(task, dict(row)) != encoder.encode(task, row):  # an equal vocabulary is not everything
+            theirs = ", ".join(f"{name} {number}" for name, number in prepared.manifest.versions.items())
+            raise UserError(
+                f"data.root {prepared.folder}: its token ids of {task.name} are not what this tokenizer "
+                f"gives (prepared with {theirs}); {AGAIN}"
+            )
 
 
 def open_session(recipe: Recipe, ranks: Ranks, ds: dict, cells_per_step: int, stop: StopSignal) -> Session:
@@ -83,10 +114,6 @@ def open_session(recipe: Recipe, ranks: Ranks, ds: dict, cells_per_step: int, st
     """
     model = load_backbone(ranks, recipe.model, ds, cells_per_step)
     tokenizer = ranks.together(lambda: load_tokenizer(model.folder))
-    known = model.backbone.config.vocab_size
-    if len(tokenizer) > known:  # else the embedding fails in the midst of the run
-        have = f"the tokenizer has {len(tokenizer)} tokens, the model {known}"
-        raise UserError(f"{model.folder}: {have}; copy the model's own tokenizer there")
     return Session(recipe, model, RowEncoder(tokenizer, recipe.model, recipe.data), stop)
 
 

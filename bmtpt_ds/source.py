@@ -49,6 +49,11 @@ class Posterior:
     def start(cls, particles: torch.Tensor, optimizer: str) -> "Posterior":
         return cls(particles, init_state(particles.flatten(1), optimizer), particles.new_zeros(len(particles)))
 
+    def describe(self) -> str:
+        """In a few words for a person."""
+        count, length, hidden = self.particles.shape
+        return f"{count} particles of {length} x {hidden}"
+
     def tensors(self) -> dict[str, torch.Tensor]:
         moments = {f"optimizer.{name}": value for name, value in self.state.items()}
         return {"particles": self.particles, "losses": self.losses, **moments}

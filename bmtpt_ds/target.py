@@ -65,6 +65,11 @@ class Adaptation:
         self.norms = centre.new_zeros(2)  # of the last step's likelihood and prior gradients
         self.optimizer = _optimizer(self.prompt, target)
 
+    def describe(self) -> str:
+        """In a few words for a person."""
+        length, hidden = self.prompt.full.shape
+        return f"a prompt of {length} x {hidden}"
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views of everything; writing into them restores it."""
         named = {"sums": self.sums, "norms": self.norms}

@@ -3,7 +3,7 @@
 # package is installed with the versions of constraints.txt in .venv at the repository's root, .venv/bin comes first in
 # PATH (DeepSpeed looks for ninja there) and $root and $venv are set. A second call installs nothing.
 #   PYTHON               the interpreter that makes .venv (default: the first of python3, python3.11, ... that is >= 3.11)
-#   PIP_EXTRA_INDEX_URL  PyTorch's index of CPU builds spares a machine without GPU gigabytes of CUDA packages
+#   PIP_EXTRA_INDEX_URL  a further package index; without it PyTorch's index of CPU builds is one where there is no GPU
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 need_gib=4 # .venv with a CPU build of torch takes 3; pip unpacks beside it
@@ -12,7 +12,6 @@ refuse() {
     echo "$(basename "$0"): $1" >&2
     exit 2
 }
-
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {
@@ -38,8 +37,7 @@ missing_packages() {
 }
 
 install_system() {
-    local missing
-    missing="$(missing_packages | xargs)"
+    local missing="$(missing_packages | xargs)"
     if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "setup: installing $missing" >&2
         { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $missing; } >&2 || true
@@ -52,16 +50,21 @@ state() { # changes when the environment has to be made anew; a moved repository
     { cat "$root"/{setup.py,constraints.txt,pyproject.toml} && "$venv/bin/python" -V && echo "$root"; } | sha256sum
 }
 
+cpu_builds() { # where there is no NVIDIA GPU: PyPI's torch 2.13.0 brings gigabytes of CUDA, this index's 2.13.0+cpu none
+    local index=https://download.pytorch.org/whl/cpu
+    local ask="from urllib.request import *; urlopen('$index/torch/', timeout=5)"
+    [ -z "${PIP_EXTRA_INDEX_URL:-}" ] && [ ! -e /dev/nvidiactl ] && ! command -v nvidia-smi >/dev/null || return 0
+    ! "$venv/bin/python" -c "$ask" 2>/dev/null || echo "--extra-index-url $index"
+}
+
 install_package() {
     local have free
-    have="$(du -sk "$venv" | cut -f1)"
-    free="$(df -Pk "$root" | awk 'NR == 2 { print $4 }')"
+    have="$(du -sk "$venv" | cut -f1)" free="$(df -Pk "$root" | awk 'NR == 2 { print $4 }')"
     [ $((have + free)) -ge $((need_gib * 1048576)) ] || refuse "$root has $((free / 1024)) MiB free: .venv needs $need_gib GiB"
     echo "setup: installing into $venv (1 to 5 minutes)" >&2
     [ "$python" = "$venv/bin/python" ] || "$python" -m venv "$venv"
-    # The pins keep pip from taking the newest torch, gigabytes of CUDA packages, when it resolves our ranges.
     (cd "$root" && "$venv/bin/python" -m pip install --quiet --no-input --progress-bar off --disable-pip-version-check \
-        -c constraints.txt -e ".[$1]")
+        $(cpu_builds) -c constraints.txt -e ".[$1]")
     state >"$venv/.installed-$1"
 }
 

@@ -46,8 +46,7 @@ def recipe(tmp_path: Path, untied_model: Path, rows: Path) -> Path:
 @pytest.fixture(scope="session")
 def loaded(untied_model: Path):
     """The tiny untied T5, loaded resident in this process as a run does it."""
-    from bmtpt_ds import deepspeed_json
-    from bmtpt_ds.config import ModelConfig
+    from bmtpt_ds.config import ModelConfig, deepspeed_json
     from bmtpt_ds.parallel import Ranks, load_backbone
 
     model = ModelConfig(name_or_path=str(untied_model), max_source_length=32)

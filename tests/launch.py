@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,12 +22,14 @@ COMMANDS = ROOT / "tests/distributed/commands.py"
 LIMIT = 300.0  # seconds; the longest job takes a fifth of it on two idle cores
 
 # what a launcher, or a test in this process, leaves in the environment
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OF_JOBS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# a command in this process quietens the libraries for its lifetime
+_OF_QUIET = ("_VERBOSITY", "_LOG_LEVEL", "_DISABLE_PROGRESS_BARS")
 
 
 def environment() -> dict[str, str]:
     """This process's environment, for one rank on a CPU, one thread each."""
-    ours = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
+    ours = {k: v for k, v in os.environ.items() if k not in _OF_JOBS and not k.endswith(_OF_QUIET)}
     return ours | {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
@@ -59,7 +61,7 @@ def _free_port() -> int:
 class Job:
     """A started command."""
 
-    def __init__(self, command: Sequence[str], log: Path):
+    def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None):
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
@@ -67,7 +69,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=environment() | dict(variables or {}),
                 start_new_session=True,
             )
         self._known: dict[int, psutil.Process] = {}
@@ -130,18 +132,18 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def started(command: Sequence[str], log: Path) -> Iterator[Job]:
-    """A job that is gone afterwards, whatever happens."""
-    job = Job(command, log)
+def started(command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> Iterator[Job]:
+    """A job that is gone afterwards, whatever happens; `variables` go on top of `environment`."""
+    job = Job(command, log, variables)
     try:
         yield job
     finally:
         job.kill()
 
 
-def run(command: Sequence[str], log: Path, *, status: int = 0) -> str:
+def run(command: Sequence[str], log: Path, *, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
     """Runs a command to its end, which should have that exit status; what it printed."""
-    with started(command, log) as job:
+    with started(command, log, variables) as job:
         found = job.wait()
         assert found == status, f"exit status {found}, not {status}:\n{job.text[-6000:]}"
         return job.text

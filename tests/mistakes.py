@@ -1,8 +1,11 @@
 """What the tests of a user's mistakes share: a run that would work, to break it, and what must come of that."""
 
+import io
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -34,6 +37,8 @@ class Bench:
         self.folder, self.recipe, self.untied, self.tied = folder, recipe, untied, tied
         self.rows, self.runs = rows, runs
         self.run_dir = folder / "run"
+        self.out = folder / "prepared"
+        self.input = b"a good film\n"
         self.lock: IO | None = None
 
     def source(self, *arguments: str) -> list[str]:
@@ -45,6 +50,22 @@ class Bench:
 
     def evaluate(self, *arguments: str, prompt: Path | None = None) -> list[str]:
         return ["evaluate", "--prompt", str(prompt or self.runs.adapt), *arguments]
+
+    def predict(self, *arguments: str, prompt: Path | None = None) -> list[str]:
+        """With `input` on stdin."""
+        return ["predict", "--prompt", str(prompt or self.runs.adapt), *arguments]
+
+    def check(self, *arguments: str) -> list[str]:
+        return ["check", "--config", str(self.recipe), *arguments]
+
+    def prepare(self, *arguments: str) -> list[str]:
+        return ["prepare", "--config", str(self.recipe), "--out", str(self.out), *arguments]
+
+    def prepared(self) -> tuple[Path, list[str]]:
+        """A prepared folder, and the arguments that name it."""
+        with given(b""):
+            assert main(self.prepare()) == 0
+        return self.out, ["--set", f"data.root={self.out}"]
 
     def file(self, name: str, content: str | bytes) -> Path:
         path = self.folder / name
@@ -96,6 +117,16 @@ class Cases(dict[str, Case]):
         self[name] = lambda bench: (bench.source(*bench.json(content)), ["ds.json", *expected])
 
 
+@contextmanager
+def given(data: bytes) -> Iterator[None]:
+    """Inside, `data` is what stdin holds; in no encoding, as under another locale."""
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(data), encoding="ascii")
+    try:
+        yield
+    finally:
+        sys.stdin = before
+
+
 def snapshot(*folders: Path) -> dict[Path, bytes | None]:
     """Every file, folder and link below, with the files' bytes."""
     paths = [path for folder in folders for path in folder.rglob("*")]
@@ -108,7 +139,8 @@ def assert_refused(case: Case, bench: Bench, capsys: pytest.CaptureFixture) -> N
     folders = (bench.folder, bench.runs.source.parent)
     before = snapshot(*folders)
     capsys.readouterr()
-    status = main(arguments)
+    with given(bench.input):
+        status = main(arguments)
     out, err = capsys.readouterr()
     assert status == 2
     assert len(err.splitlines()) == 1, err

@@ -26,7 +26,7 @@ case.setting("set_without_equals", "source.lr", "--set source.lr:", "key=value",
 case.setting("set_not_yaml", "source.tasks=[sst2", "--set source.tasks=[sst2", "not valid YAML")
 case.setting("set_impossible_date", "run.seed=2024-13-45", "--set run.seed=2024-13-45", "not valid YAML")
 case.setting("set_below_a_number", "run.log_every.x=1", "--set run.log_every.x=1: log_every is not a section")
-case.setting("task", "source.tasks=[sst3]", "unknown task 'sst3'", "did you mean 'sst2'?")
+case.setting("task", "source.tasks=[sst3]", "unknown task 'sst3'", "did you mean sst2?")
 case.setting("task_twice", "source.tasks=[sst2, sst2]", "source", "names sst2 more than once")
 case.setting("no_source_task", "source.tasks=[]", "source.tasks is empty", "--set source.tasks=[sst2]")
 case.setting("float16", "model.dtype=float16", "model.dtype", "'float16'", "'bfloat16'", "fp16")

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from bmtpt_ds.config import Recipe, load_recipe
+from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).parents[1] / "bmtpt_ds" / "recipes"
 
@@ -50,6 +50,15 @@ def test_defaults_take_another_recipes_values_one_level(tmp_path: Path) -> None:
     grandchild = write(tmp_path / "grandchild.yaml", "defaults: child")
     with pytest.raises(UserError, match="one level"):
         load_recipe(grandchild)
+
+
+def test_own_tasks_are_taken_over_from_defaults(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "data: {tasks: {mine: {source: [text], target: t}, other: {source: [x], target: t}}}")
+    child = write(tmp_path / "child.yaml", "defaults: base\ndata: {root: rows, tasks: {mine: {folder: my/rows}}}")
+    tasks = load_recipe(child).data.tasks
+    assert list(tasks) == ["mine", "other"]
+    assert tasks["mine"].model_dump(exclude_defaults=True) == {"folder": "my/rows", "source": ["text"], "target": "t"}
+    assert Recipe().data.tasks == {}
 
 
 def test_kappa_is_all_tasks_unless_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bmtpt_ds import deepspeed_json
+from bmtpt_ds.config import deepspeed_json
 from bmtpt_ds.errors import UserError
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "ds_configs").glob("*.json"))

@@ -92,8 +92,7 @@ def test_non_finite_prompts_are_seen(loaded) -> None:
 
 
 def test_dropout_is_drawn_anew_each_step_and_again_the_same_on_resume(untied_model) -> None:
-    from bmtpt_ds import deepspeed_json
-    from bmtpt_ds.config import ModelConfig
+    from bmtpt_ds.config import ModelConfig, deepspeed_json
     from bmtpt_ds.parallel import Ranks, load_backbone
 
     config = ModelConfig(name_or_path=str(untied_model), dropout=0.2)

@@ -68,13 +68,13 @@ def test_every_requirement_is_pinned_in_the_constraints(wheel):
 
 def test_shipped_jsons_are_found_in_an_unpacked_wheel(wheel, tmp_path):
     wheel.extractall(tmp_path)
-    code = "import bmtpt_ds.deepspeed_json as d; print(d.find('zero3'))"
+    code = "import bmtpt_ds.config.deepspeed_json as d; print(d.find('zero3'))"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(tmp_path / "bmtpt_ds/ds_configs/zero3.json")
 
 
 def test_the_package_imports_nothing_heavy():
-    code = f"import sys, bmtpt_ds, bmtpt_ds.deepspeed_json; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, bmtpt_ds, bmtpt_ds.config.deepspeed_json; print([m for m in {HEAVY} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -88,7 +88,7 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def launch(tmp_path):
-    """Runs a copy of launchers/test.sh from another folder; pip, pytest, apt-get, df and the compiler are stand-ins."""
+    """Runs a copy of a launcher from another folder; pip, pytest, bmtpt, apt-get, df and the compiler are stand-ins."""
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         pytest.skip("Python.h is missing: the launcher would ask for it")
     root = tmp_path / "a repository"
@@ -99,18 +99,21 @@ def launch(tmp_path):
     script(
         root / ".venv/bin/python",
         f'case "$1 $2 $3" in\n"-m pip install") echo pip "$@" >>"{log}" ;;\n"-m pip --version") ;;\n'
-        f'"-m pytest "*) shift 2; echo pytest "$@" >>"{log}"; exit 5 ;;\n*) exec "{sys.executable}" "$@" ;;\nesac',
+        f'"-m pytest "*) shift 2; echo pytest "$@" >>"{log}"; exit 5 ;;\n'
+        f'"-c from urllib"*) exit "$UNREACHED" ;;\n*) exec "{sys.executable}" "$@" ;;\nesac',
     )
+    script(root / ".venv/bin/bmtpt", f'echo bmtpt "$@" >>"{log}"; exit "${{STATUS:-0}}"')
     stand_ins = tmp_path / "bin"
     script(stand_ins / "apt-get", "exit 1")
     script(stand_ins / "df", 'echo header; echo disk 1 1 "${FREE_KIB:-9999999}"')
     script(stand_ins / "c++", "cat >/dev/null")
 
-    def run(*args: str, **env: str) -> tuple[int, list[str], list[str]]:
+    def run(*args: str, launcher: str = "test.sh", **env: str) -> tuple[int, list[str], list[str]]:
         """Exit status, lines of stderr, and the first word of each logged call."""
         log.write_text("")
-        command = ["bash", str(root / "launchers/test.sh"), *args]
-        environment = {**os.environ, "PATH": f"{stand_ins}:{os.environ['PATH']}", "CXX": "c++", **env}
+        command = ["bash", str(root / "launchers" / launcher), *args]
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        environment = {**ours, "PATH": f"{stand_ins}:{ours['PATH']}", "CXX": "c++", "UNREACHED": "1", **env}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr.splitlines(), [line.split()[0] for line in log.read_text().splitlines()]
 
@@ -152,6 +155,32 @@ def test_launcher_installs_the_compiler_as_root(launch):
     status, errors, log = launch(CXX=str(compiler))
     assert (status, log) == (5, ["pip", "pytest"])
     assert "installing g++" in errors[0]
+
+
+def test_quickstart_goes_to_the_demo_and_passes_its_status_on(launch):
+    status, _, log = launch("--out", "x", launcher="quickstart.sh")
+    assert (status, log) == (0, ["pip", "bmtpt"])
+    assert "bmtpt demo --out x" in (launch.root / "log").read_text()
+    assert launch(launcher="quickstart.sh")[::2] == (0, ["bmtpt"])  # nothing is installed twice
+    assert launch(launcher="quickstart.sh", STATUS="143")[::2] == (143, ["bmtpt"])
+
+
+def test_quickstart_says_what_is_missing_before_anything_starts(launch):
+    for env, words in (({"FREE_KIB": "1000"}, "GiB"), ({"CXX": "no-compiler"}, "missing: g++")):
+        status, errors, log = launch(launcher="quickstart.sh", **env)
+        assert (status, log) == (2, [])
+        assert words in errors[-1]
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi"), reason="a machine with a GPU")
+@pytest.mark.parametrize(
+    ("env", "asked"),
+    [({"UNREACHED": "0"}, True), ({}, False), ({"UNREACHED": "0", "PIP_EXTRA_INDEX_URL": "file:///mine"}, False)],
+    ids=["reached", "unreached", "the user's own"],
+)
+def test_without_gpu_the_index_of_cpu_builds_is_asked_where_it_answers(launch, env, asked):
+    launch(**env)
+    assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in (launch.root / "log").read_text()) == asked
 
 
 @pytest.mark.parametrize("path", [*LAUNCHERS, ROOT / ".ci/run"], ids=lambda path: path.name)

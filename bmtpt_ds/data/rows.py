@@ -1,11 +1,13 @@
 """Raw rows of a task, from the Hugging Face hub or from a local folder of JSON lines, checked before anything else."""
 
+import codecs
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bmtpt_ds.data.hub import hub_place, read_hub_splits
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.tasks import Task
 
@@ -18,7 +20,8 @@ def read_task(task: Task, root: str | None) -> dict[str, list[Row]]:
     Args:
         task: the task.
         root: None for the hub; else the local folder that holds `<task>/{train,validation,test}.jsonl` with the hub's
-            columns (for a task of split rule "matched" also `validation_mismatched.jsonl`).
+            columns (for a task of split rule "matched" also `validation_mismatched.jsonl`). A task with a folder of its
+            own is read from there.
 
     Returns:
         {original split: rows}. From the hub the splits are `task.hub_splits`; from a folder the stems of the files
@@ -27,52 +30,60 @@ def read_task(task: Task, root: str | None) -> dict[str, list[Row]]:
     Raises:
         UserError: one line that names the file and line (or the hub split and row) and the mend.
     """
-    if root is None:
+    if not task.is_local(root):
         return _read_hub(task)
     try:
-        return _read_folder(task, Path(os.path.expanduser(root)))
+        return _read_folder(task, root)
     except OSError as error:  # no permission, a folder in a file's place, a failing disk
-        path = error.filename or root
+        path = error.filename or task.folder or root
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend the file or its permissions") from error
 
 
 def _read_hub(task: Task) -> dict[str, list[Row]]:
-    where = task.hub_repository + (f" ({task.hub_config})" if task.hub_config else "")
-    offline = f"to work offline set data.root to a folder that holds {task.name}/train.jsonl and validation.jsonl"
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"reading {where} from the hub needs the package datasets: install it, or {offline}") from error
-    try:
-        hub = datasets.load_dataset(task.hub_repository, task.hub_config)
-    except Exception as error:  # no common base: the library passes on errors of its own, httpx, fsspec and the system
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"cannot read {where} from the Hugging Face hub ({reason}): {offline}") from error
-    missing = [split for split in task.hub_splits if split not in hub]
-    if missing:
-        raise UserError(f"{where} on the hub has no split {', '.join(missing)} (there: {', '.join(hub)}): {offline}")
-    raw = {}
+    where, hub, raw = hub_place(task), read_hub_splits(task), {}
     for split in task.hub_splits:
         places = ((f"{where} {split}, row {i}", row) for i, row in enumerate(hub[split]))
         raw[split] = _checked(task, places, f"{where} {split}")
     return raw
 
 
-def _read_folder(task: Task, root: Path) -> dict[str, list[Row]]:
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
-        mend = f"name a folder that holds {task.name}/train.jsonl, or leave it out to read the hub"
-        raise UserError(f"data.root: {root} {problem}; {mend}")
-    folder = root / task.name
+def task_folder(task: Task, root: str | None) -> Path:
+    """Where a local task's files are: its own folder, else the one of its name below `root`; it is there."""
+    own = task.folder is not None
+    key, named = (f"data.tasks.{task.name}.folder", task.folder) if own else ("data.root", root)
+    if named is None:
+        mend = f"give data.tasks.{task.name}.folder, or data.root for {task.name} below it"
+        raise UserError(f"task {task.name} is the recipe's own and has no folder; {mend}")
+    folder = Path(os.path.expanduser(named))
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        mend = f"name a folder that holds {'' if own else f'{task.name}/'}train.jsonl"
+        mend += ", or leave it out to read the hub" if task.hub_repository else ""
+        raise UserError(f"{key}: {folder} {problem}; {mend}")
+    folder = folder if own else folder / task.name
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: put {task.name}'s train.jsonl and validation.jsonl there")
+    return folder
+
+
+def _read_folder(task: Task, root: str | None) -> dict[str, list[Row]]:
+    folder = task_folder(task, root)
     if not (folder / "train.jsonl").exists():
-        raise UserError(f"{folder / 'train.jsonl'} is missing: data.root needs the training rows of {task.name}")
+        raise UserError(f"{folder / 'train.jsonl'} is missing: it holds the training rows of {task.name}")
     stems = ["train", "validation", "test"]
     if task.split_rule == "matched":
         stems.append("validation_mismatched")
     paths = {stem: folder / f"{stem}.jsonl" for stem in stems}
-    return {stem: _checked(task, _lines(path), str(path)) for stem, path in paths.items() if path.exists()}
+    return {stem: read_file(task, path) for stem, path in paths.items() if path.exists()}
+
+
+def read_file(task: Task, path: Path) -> list[Row]:
+    """The rows of one file of JSON lines.
+
+    Raises:
+        UserError: names the line. An OSError is the caller's to explain.
+    """
+    return _checked(task, _lines(path), str(path))
 
 
 def _checked(task: Task, rows: Iterable[tuple[str, Any]], where: str) -> list[Row]:
@@ -94,6 +105,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as file:  # bytes: text mode would also end lines at a lone carriage return
         for number, line in enumerate(file, start=1):
             place = f"{path}:{number}"
+            if number == 1:  # some editors and spreadsheets put a byte order mark in front
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 blank = blank or place
                 continue

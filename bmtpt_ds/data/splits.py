@@ -25,11 +25,11 @@ class Splits(NamedTuple):
 
 
 def load_task(task: Task, *, root: str | None, split_seed: int = 42) -> Splits:
-    """Read a task from the hub (`root` None) or a local folder and cut its splits.
+    """Read a task from the hub or a local folder (its own, or below `root`) and cut its splits.
 
     Raises UserError (one line: what is wrong, where, the mend) as `read_task` and `make_splits` do.
     """
-    return make_splits(task, read_task(task, root), split_seed=split_seed, local=root is not None)
+    return make_splits(task, read_task(task, root), split_seed=split_seed, local=task.is_local(root))
 
 
 def make_splits(task: Task, raw: dict[str, list[Row]], *, split_seed: int = 42, local: bool) -> Splits:
@@ -105,7 +105,7 @@ def few_shot(rows: Sequence[Row], task: Task, k: int, seed: int) -> list[Row]:
 
     Args:
         rows: the training rows.
-        task: tells a row's class.
+        task: tells a row's class (stsb: below 2.5 or not; free text: all rows are of one).
         k: how many examples.
         seed: the training seed.
 

@@ -9,12 +9,13 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bmtpt_ds.config import DataConfig, ModelConfig
+from bmtpt_ds.data.prepared import PreparedRow
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.tasks import Example, Task
-from bmtpt_ds.tasks.task import LabelStyle
+from bmtpt_ds.model_folder import read_architecture, tokenizer_files
+from bmtpt_ds.tasks import Example, LabelStyle, Task
 
 IGNORE = -100  # label of a padded target position
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+FREE_TEXT = 32  # tokens of a target whose texts have no end, end-of-sequence included
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,23 @@ class Batch:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder."""
-    # transformers makes up an empty vocabulary where it finds none of these
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{folder}: no tokenizer there; add its {' or '.join(TOKENIZER_FILES)}")
+    """The tokenizer of a model folder.
+
+    Raises:
+        UserError: none there, a damaged one, one of more tokens than the model has.
+    """
+    tokenizer_files(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # of many kinds: no file, not JSON, a key that is not there, a package that is missing
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         mend = "install it" if isinstance(error, ImportError) else "copy the model folder again"
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason}); {mend}") from None
+    known = read_architecture(folder).vocab_size
+    if len(tokenizer) > known:  # else the embedding fails in the midst of the run
+        have = f"the tokenizer has {len(tokenizer)} tokens, the model {known}"
+        raise UserError(f"{folder}: {have}; copy the model's own tokenizer there")
+    return tokenizer
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -72,31 +80,62 @@ class RowEncoder:
         return task.example(row, labels=self._data.labels, prefix=self._data.prefix)
 
     def encode(self, task: Task, row: dict) -> TokenRow:
-        text = self.text(task, row)
-        source = self.tokenizer(text.source, truncation=True, max_length=self._model.max_source_length)
-        return TokenRow(source.input_ids, self.encode_target(task, text.target))
+        return self.encode_all(task, [row])[0]
+
+    def encode_all(self, task: Task, rows: Sequence[dict]) -> list[TokenRow]:
+        """Many rows at once: the same ids, several times faster. Prepared rows bring theirs."""
+        if rows and all(isinstance(row, PreparedRow) for row in rows):
+            return [TokenRow(row.source_ids.tolist(), row.target_ids.tolist()) for row in rows]
+        texts = [self.text(task, row) for row in rows]
+        sources = self.encode_sources([text.source for text in texts])
+        targets = {text.target: self.encode_target(task, text.target) for text in texts}
+        return [TokenRow(ids, targets[text.target]) for ids, text in zip(sources, texts, strict=True)]
+
+    def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of source texts, cut at the recipe's length, end-of-sequence included."""
+        return self.tokenizer(list(texts), truncation=True, max_length=self._model.max_source_length).input_ids
 
     def encode_target(self, task: Task, text: str) -> list[int]:
         return self.tokenizer(text, truncation=True, max_length=self.max_target_length(task)).input_ids
 
     def max_target_length(self, task: Task) -> int:
-        """Tokens of the longest label of a task, end-of-sequence included; as the recipe says where it does."""
+        """Tokens of a task's longest target, end-of-sequence included: the longest label, 32 of free text and numbers.
+
+        As the recipe says where it does.
+        """
         if self._model.max_target_length != "auto":
             return self._model.max_target_length
         if task.name not in self._longest:
-            labels = task.label_texts(self._data.labels)
-            self._longest[task.name] = max(len(self.tokenizer(label).input_ids) for label in labels)
+            texts = task.answer_texts(self._data.labels)
+            lengths = [len(ids) for ids in self.tokenizer(list(texts)).input_ids] if texts else [FREE_TEXT]
+            self._longest[task.name] = max(lengths)
         return self._longest[task.name]
+
+    def check_answers(self, task: Task) -> None:
+        """Refuses a task whose targets do not survive the tokenizer: no answer would ever be right.
+
+        Raises:
+            UserError: names the target and how it reads back.
+        """
+        for text in task.answer_texts(self._data.labels) or ():
+            back = self.tokenizer.decode(self.encode_target(task, text), skip_special_tokens=True).strip()
+            if back != text:
+                mends = ["take another model"]
+                mends += ["set model.max_target_length=auto"] if self._model.max_target_length != "auto" else []
+                mends += ["set data.labels=digits"] if self._data.labels == "words" else []
+                problem = f"the model's tokenizer reads the answer {text!r} back as {back!r}: it could never be right"
+                raise UserError(f"task {task.name}: {problem}; {' or '.join(mends)}")
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> Batch:
     """Pads rows on the right to the longest."""
-    source = _pad([row.source for row in rows], pad_id)
-    mask = _pad([[1] * len(row.source) for row in rows], 0)
-    labels = _pad([row.target for row in rows], IGNORE)
+    source = pad([row.source for row in rows], pad_id)
+    mask = pad([[1] * len(row.source) for row in rows], 0)
+    labels = pad([row.target for row in rows], IGNORE)
     return Batch(source.to(device), mask.to(device), labels.to(device))
 
 
-def _pad(ids: list[list[int]], value: int) -> torch.Tensor:
+def pad(ids: Sequence[list[int]], value: int) -> torch.Tensor:
+    """Lists of numbers as a tensor [lists, longest], `value` behind the shorter ones."""
     width = max(len(row) for row in ids)
     return torch.tensor([row + [value] * (width - len(row)) for row in ids])

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bmtpt_ds.data.tokens import IGNORE
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.model_folder import read_architecture
 
 
 class Backbone(T5ForConditionalGeneration):
@@ -118,13 +119,12 @@ def mean_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def read_config(folder: Path, dropout: float) -> T5Config:
     """The architecture of a checkpoint, with `dropout` in place of the one that it was pretrained with."""
+    read_architecture(folder)
     try:
         config = T5Config.from_pretrained(folder)
-    except Exception as error:  # of many kinds: not JSON, not a mapping, a value of another type
+    except Exception as error:  # of many kinds: a value of another type, values that do not go together
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}/config.json: {reason}; copy the model folder again") from None
-    if config.model_type != "t5":
-        raise UserError(f"{folder}/config.json: model_type is {config.model_type!r}, a T5 is needed (t5, v1.1, flan)")
     config.dropout_rate = dropout
     config.use_cache = True
     return config

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from bmtpt_ds.data.order import stream
-from bmtpt_ds.errors import UserError
-
-FIRST_TEXT_TOKEN = 3  # T5's vocabulary begins with padding, end of sequence and unknown
-COMMON_TOKENS = 5000  # SentencePiece sorts by frequency; Lester et al. (2021) draw from the 5000 most common
+from bmtpt_ds.model_folder import FIRST_TEXT_TOKEN, common_tokens
 
 
 def vocabulary_ids(count: int, length: int, vocab_size: int, seed: int) -> torch.Tensor:
@@ -18,10 +15,8 @@ def vocabulary_ids(count: int, length: int, vocab_size: int, seed: int) -> torch
     Raises:
         UserError: a prompt longer than there are common tokens.
     """
-    top = min(COMMON_TOKENS, vocab_size)
-    if length > top - FIRST_TEXT_TOKEN:
-        raise UserError(f"prompt.length {length}: longer than the {top - FIRST_TEXT_TOKEN} tokens it is drawn from")
-    draws = [stream("prompt", seed, i).permutation(top - FIRST_TEXT_TOKEN)[:length] for i in range(count)]
+    common = common_tokens(vocab_size, length)
+    draws = [stream("prompt", seed, i).permutation(common)[:length] for i in range(count)]
     return torch.stack([torch.from_numpy(draw) for draw in draws]) + FIRST_TEXT_TOKEN
 
 

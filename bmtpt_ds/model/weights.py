@@ -1,7 +1,6 @@
 """A T5 checkpoint on disk, read one tensor at a time, and fingerprints that hold for a sharded tensor too."""
 
 import hashlib
-import json
 import pickle
 from pathlib import Path
 
@@ -9,42 +8,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.model_folder import INDEX, checkpoint_file, shards
 
 SHARED = "shared.weight"
 HEAD = "lm_head.weight"
 # names under which checkpoints store the input embedding besides, or in place of, `shared.weight`
 SHARED_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# what is needed of a hub repository: nothing of other frameworks
-HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", "spiece.model", "tokenizer*")
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 22  # elements; bounds the temporaries of a fingerprint
-
-
-def find_model(name_or_path: str) -> Path:
-    """The local folder of a model: itself, or the hub's snapshot of that name (downloaded where it is not cached)."""
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model.name_or_path {folder}: no config.json in that folder; it should be a T5 checkpoint")
-        return folder
-    if folder.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1:
-        raise UserError(f"model.name_or_path {name_or_path}: no such folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        # a repository that has both formats would bring its weights twice
-        files = [f for f in HUB_FILES if not f.endswith(".bin")]
-        found = Path(snapshot_download(name_or_path, allow_patterns=files))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(name_or_path, allow_patterns=list(HUB_FILES)))
-        return found
-    except Exception as error:  # the hub client raises many kinds: not found, no network, no permission
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model.name_or_path {name_or_path}: no such folder, and the hub gave none ({reason}); "
-            "without network give the folder of a downloaded checkpoint"
-        ) from None
 
 
 class CheckpointReader:
@@ -60,17 +32,8 @@ class CheckpointReader:
 
     def _index(self) -> dict[str, Path]:
         """Tensor name -> file."""
-        for stem in ("model.safetensors", "pytorch_model.bin"):
-            index, single = self.folder / f"{stem}.index.json", self.folder / stem
-            if index.is_file():
-                try:
-                    names = json.loads(index.read_text())["weight_map"]
-                    return {name: self.folder / file for name, file in names.items()}
-                except (ValueError, LookupError, TypeError, AttributeError):
-                    raise UserError(f"{index}: not a checkpoint index; copy the model folder again") from None
-            if single.is_file():
-                return dict.fromkeys(self._names_of(single), single)
-        raise UserError(f"{self.folder}: no model.safetensors and no pytorch_model.bin in that folder")
+        file = checkpoint_file(self.folder)
+        return shards(file) if file.name.endswith(INDEX) else dict.fromkeys(self._names_of(file), file)
 
     def _names_of(self, file: Path) -> list[str]:
         if file.suffix == ".bin":

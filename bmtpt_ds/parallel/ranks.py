@@ -1,11 +1,12 @@
 """The processes of a job: who this one is, and what they do together."""
 
 import ctypes
+import io
 import os
 import sys
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +15,11 @@ import deepspeed
 import deepspeed.comm as dist
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import set_log_level_from_string
 
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.weights import fingerprint
+from bmtpt_ds.quiet import is_verbose, say_if_longer
 
 Value = TypeVar("Value")
 
@@ -36,6 +39,7 @@ class Ranks:
         if not dist.is_initialized():
             _join(timedelta(seconds=timeout))
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        set_log_level_from_string("info" if is_verbose() else "warning" if self.first else "error")
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or self.world)
         accelerator = get_accelerator()
@@ -84,10 +88,11 @@ class Ranks:
         """Does `work` on every rank; if it is a user's mistake on one, all ranks raise it rather than wait for ever.
 
         Args:
-            once_a_node: let one rank of a node go first (a download), the others follow when it is done.
+            once_a_node: let one rank of a node go first (a download), the others follow when it is done; it may take
+                longer than a collective is given.
         """
         if once_a_node and self.world > 1:
-            self.together(lambda: work() if self.local_rank == 0 else None)
+            self.together(lambda: self._attend(work))
         value, error = None, None
         try:
             value = work()
@@ -97,6 +102,15 @@ class Ranks:
         if errors:
             raise UserError(errors[0])
         return value
+
+    def _attend(self, work: Callable[[], Value]) -> None:
+        """Does `work` on one rank of each node, in a thread beside which all ranks keep meeting."""
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work) if self.local_rank == 0 else None
+            while self.any(working is not None and not wait([working], timeout=1.0).done):
+                pass
+        if working is not None:
+            working.result()
 
     def first_does(self, work: Callable[[], Value]) -> Value | None:
         """Does `work` on rank 0 while the others wait; its mistakes are raised on all ranks."""
@@ -134,8 +148,12 @@ def _join(timeout: timedelta) -> None:
     # another version found there would compile it anew (a minute), as would this one the next time.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     launched = "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ or "PMI_RANK" in os.environ
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deepspeed calls names that newer torch deprecates
+    what = "getting DeepSpeed ready (on CPUs it compiles an operator when it first starts, which takes a minute)"
+    if launched:
+        job = f"{os.environ.get('WORLD_SIZE', 'all')} ranks at {os.environ.get('MASTER_ADDR', 'their meeting point')}"
+        what = f"{what}, waiting for {job}"
+    # it prints that it has compiled, on every rank and each time
+    with say_if_longer(what), nullcontext() if is_verbose() else redirect_stdout(io.StringIO()):
         if launched:
             deepspeed.init_distributed(timeout=timeout, verbose=False)
             return

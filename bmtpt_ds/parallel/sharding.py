@@ -1,6 +1,5 @@
 """The frozen backbone in a DeepSpeed engine: built in shards, filled tensor by tensor, compared with its checkpoint."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ import deepspeed
 import deepspeed.comm as dist
 import torch
 
-from bmtpt_ds import deepspeed_json
-from bmtpt_ds.config import ModelConfig
+from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.hub import find_model
 from bmtpt_ds.model.backbone import Backbone, build_backbone, checkpoint_activations, read_config
 from bmtpt_ds.model.footprint import activation_bytes_per_token
-from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, find_model, fingerprint
+from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, fingerprint
 from bmtpt_ds.parallel.ranks import Ranks
+from bmtpt_ds.progress import Pass, readable_bytes
 
 # share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
 _MEMORY_SHARE = 0.5
@@ -89,11 +89,9 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of that
     # name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
     sharding = deepspeed.zero.Init(config_dict_or_path=ds) if stage == 3 else ranks.device
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=sharding)
-        expected, weights = _fill(ranks, backbone, reader, dtype)
-        engine, *_ = deepspeed.initialize(model=backbone, config=ds)
+    backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=sharding)
+    expected, weights = _fill(ranks, backbone, reader, dtype)
+    engine, *_ = deepspeed.initialize(model=backbone, config=ds)
     _verify(ranks, backbone, expected)
     _set_activation_checkpointing(backbone, model.activation_checkpointing, ds)
     backbone.train_while_tuning = backbone.train_while_tuning or model.dropout > 0
@@ -120,18 +118,26 @@ def _fill(
         fingerprints [tensors] that the filled tensors should have (the same on all ranks), and the weights' digest.
     """
     marks, identity = [], WeightsIdentity()
-    for name, parameter in backbone.named_parameters():
-        stored = ranks.first_does(lambda name=name, p=parameter: _read_checked(reader, name, p))
-        with _whole(parameter, filled_by_first=True):
-            if ranks.first:
-                cast = stored.to(dtype)
-                parameter.data.copy_(cast)
-                identity.add(name, stored)
-                marks.append(fingerprint(cast.contiguous()))
+    size = sum(map(_bytes, backbone.parameters()))
+    with Pass("loading the model", size, shown=ranks.first, unit=readable_bytes) as progress:
+        for name, parameter in backbone.named_parameters():
+            stored = ranks.first_does(lambda name=name, p=parameter: _read_checked(reader, name, p))
+            with _whole(parameter, filled_by_first=True):
+                if ranks.first:
+                    cast = stored.to(dtype)
+                    parameter.data.copy_(cast)
+                    identity.add(name, stored)
+                    marks.append(fingerprint(cast.contiguous()))
+            progress.advance(_bytes(parameter))
     expected = torch.stack(marks) if marks else torch.zeros(sum(1 for _ in backbone.parameters()), dtype=torch.int64)
     expected = expected.to(ranks.device)
     ranks.broadcast_(expected)
     return expected, ranks.from_first(identity.hexdigest())
+
+
+def _bytes(parameter: torch.nn.Parameter) -> int:
+    """Of the whole parameter, wherever its parts are."""
+    return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
 
 
 def _read_checked(reader: CheckpointReader, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """What a task is: from a raw row with the hub's columns to the text that a text-to-text model reads and writes."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-LabelStyle = Literal["digits", "words"]
-LABEL_STYLES: tuple[LabelStyle, ...] = ("digits", "words")
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.tasks.targets import LabelStyle, LabelTarget, Target, encodable, json_kind
+
 SplitRule = Literal["small", "large", "matched"]
 
 # The original splits that each rule of data/splits.py reads from the hub. The hub's own test sets are left out:
@@ -27,47 +27,74 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task on a hub dataset.
+    """Text fields, a target and metrics: one task on a hub dataset or on local files.
 
     Attributes:
         name: the name in recipes, results, prefixes and local folders.
-        hub_repository: the dataset's repository on the Hugging Face hub.
+        hub_repository: the dataset's repository on the Hugging Face hub; None for a task of the recipe's own.
         hub_config: the configuration of that repository, None where it has only one.
         source_fields: (shown name, column) pairs, in the order in which the source text shows them.
-        label_column: the column with the label, an integer from 0.
-        label_words: the labels as words, in the order of the hub's label numbers.
-        metrics: names of `bmtpt_ds.tasks.metrics`, the headline metric first.
+        target: the column with the answer, and how it reads.
+        metrics: names in `bmtpt_ds.tasks.metrics.METRICS[target.kind]`, the headline metric first.
         split_rule: how train, validation and test are cut from the original splits (`bmtpt_ds.data.splits`).
+        sample: a short made-up row.
+        folder: the local folder with its files; None: the hub, or the task's folder below `data.root`.
     """
 
     name: str
-    hub_repository: str
+    hub_repository: str | None
     hub_config: str | None
     source_fields: tuple[tuple[str, str], ...]
-    label_column: str
-    label_words: tuple[str, ...]
+    target: Target
     metrics: tuple[str, ...]
     split_rule: SplitRule
+    sample: Mapping[str, Any] = field(compare=False)
+    folder: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        return (*(column for _, column in self.source_fields), self.label_column)
+        return (*(column for _, column in self.source_fields), self.target.column)
+
+    def is_local(self, root: str | None) -> bool:
+        """Whether the rows come from files and not from the hub, with the recipe's `data.root`."""
+        return self.folder is not None or root is not None or self.hub_repository is None
 
     @property
     def hub_splits(self) -> tuple[str, ...]:
         """The original splits that are read from the hub, by the hub's names."""
         return HUB_SPLITS[self.split_rule]
 
+    def answer_texts(self, labels: LabelStyle) -> tuple[str, ...] | None:
+        """Every text that the target can be, labels in the order of their numbers; None for free text and numbers."""
+        return self.target.answers(labels)
+
     def label_texts(self, labels: LabelStyle) -> tuple[str, ...]:
-        """All target texts in the order of the label numbers: ("0", "1", ...) or the label words."""
-        if labels not in LABEL_STYLES:
-            raise ValueError(f"labels must be one of {LABEL_STYLES}, got {labels!r}")
-        return self.label_words if labels == "words" else tuple(str(i) for i in range(len(self.label_words)))
+        """All target texts in the order of the label numbers: ("0", "1", ...) or the label words.
+
+        Raises:
+            UserError: a task without labels.
+        """
+        self.check_scoring("labels")
+        return self.target.answers(labels)
+
+    def check_scoring(self, scoring: Literal["generate", "labels"]) -> None:
+        """Refuses what the recipe's `evaluate.scoring` asks for where this task cannot be scored so.
+
+        Raises:
+            UserError: the likeliest label of a task without labels.
+        """
+        if scoring == "labels" and not isinstance(self.target, LabelTarget):
+            what = {"number": "numbers", "text": "free text"}[self.target.kind]
+            raise UserError(f"task {self.name} has no labels but {what}: set evaluate.scoring=generate")
 
     def class_of(self, row: Mapping[str, Any]) -> int:
-        """The label number of a row."""
-        return row[self.label_column]
+        """The class by which few shots are balanced: the label's number; of numbers and text see their targets."""
+        return self.target.class_of(row)
+
+    def reference(self, row: Mapping[str, Any]) -> Any:
+        """What `bmtpt_ds.tasks.metrics.score` compares a prediction for this row with."""
+        return self.target.reference(row)
 
     def example(self, row: Mapping[str, Any], labels: LabelStyle = "digits", prefix: bool = False) -> Example:
         """Write a row as text.
@@ -75,47 +102,39 @@ class Task:
         The source is `name: value` for every field, joined by one space, values untouched; with `prefix` the task's
         name goes in front ("rte sentence1: ... sentence2: ..."), as ATTEMPT (Asai et al., 2022) has it.
         """
+        return Example(self.source_text(row, prefix), self.target.text(row, labels))
+
+    def source_text(self, row: Mapping[str, Any], prefix: bool = False) -> str:
+        """The text of `example` that the encoder reads, of a row whose answer need not be known."""
         shown = [f"{name}: {row[column]}" for name, column in self.source_fields]
-        source = " ".join([self.name, *shown] if prefix else shown)
-        return Example(source, self.label_texts(labels)[self.class_of(row)])
+        return " ".join([self.name, *shown] if prefix else shown)
 
     def row_problem(self, row: Any) -> str | None:
         """What keeps `row` from being a row of this task, with the mend, in one line; None for a good row."""
         if not isinstance(row, dict):
-            return f"not an object with named columns but {_kind(row)}; write {{{', '.join(self.columns)}}}"
-        for column in self.columns:
-            if column not in row:
-                there = ", ".join(map(repr, list(row)[:10])) or "none"  # repr: a line break in a name stays in the line
-                return f"column '{column}' is missing (there: {there}); {self.name} needs {', '.join(self.columns)}"
-        for _, column in self.source_fields:
-            if not isinstance(row[column], str):
-                return f"column '{column}' must be text, not {_kind(row[column])}"
-            if not _encodable(row[column]):
-                return f"column '{column}' holds half of a surrogate pair, which no tokenizer reads; remove it"
-        return self._label_problem(row[self.label_column])
+            return f"not an object with named columns but {json_kind(row)}; write {{{', '.join(self.columns)}}}"
+        return _missing(self, row, self.columns) or self.source_problem(row) or self.target.problem(row)
 
-    def _label_problem(self, label: Any) -> str | None:
-        last = len(self.label_words) - 1
-        # JSON's true and false are integers to Python: as labels they are a sign of another column.
-        if isinstance(label, bool) or not isinstance(label, int):
-            return f"column '{self.label_column}' must be an integer from 0 to {last}, not {_kind(label)}"
-        if not 0 <= label <= last:
-            hint = "; rows without a label (-1) cannot be used, leave them out" if label == -1 else ""
-            words = ", ".join(self.label_words)
-            return f"column '{self.label_column}' must be from 0 to {last} ({words}), not {label}{hint}"
+    def source_problem(self, row: Mapping[str, Any]) -> str | None:
+        """As `row_problem`, of a row whose answer need not be known."""
+        columns = tuple(column for _, column in self.source_fields)
+        missing = _missing(self, row, columns)
+        if missing:
+            return missing
+        for column in columns:
+            if not isinstance(row[column], str):
+                return f"column '{column}' must be text, not {json_kind(row[column])}"
+            if not encodable(row[column]):
+                return f"column '{column}' holds half of a surrogate pair, which no tokenizer reads; remove it"
+        # the hub has rows with one field empty (a question of qqp); with nothing to read there is nothing to learn
+        if not any(row[column].strip() for column in columns):
+            return f"no text in {', '.join(map(repr, columns))}; leave the row out"
         return None
 
 
-def _kind(value: Any) -> str:
-    """What a value is, by JSON's names and short enough for one line: a number or a truth value is shown itself."""
-    if isinstance(value, str | list | dict):
-        return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
-    return json.dumps(value) if value is None or isinstance(value, bool | int | float) else type(value).__name__
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _missing(task: Task, row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
+    for column in columns:
+        if column not in row:
+            there = ", ".join(map(repr, list(row)[:10])) or "none"  # repr: a line break in a name stays in the line
+            return f"column '{column}' is missing (there: {there}); {task.name} needs {', '.join(columns)}"
+    return None

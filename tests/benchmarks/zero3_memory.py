@@ -87,8 +87,7 @@ def work(folder: Path, json_name: str, out: Path) -> None:
     """One rank: load, three steps of one micro-batch, count."""
     import torch
 
-    from bmtpt_ds import deepspeed_json
-    from bmtpt_ds.config import ModelConfig
+    from bmtpt_ds.config import ModelConfig, deepspeed_json
     from bmtpt_ds.data.tokens import TokenRow
     from bmtpt_ds.losses import GradientPass
     from bmtpt_ds.parallel import Ranks, load_backbone

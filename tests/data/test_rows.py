@@ -7,6 +7,7 @@ import sys
 import datasets
 import pytest
 
+from bmtpt_ds.config import OwnTask
 from bmtpt_ds.data.rows import read_task
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.tasks import TASKS, get_task
@@ -58,6 +59,73 @@ def test_home_and_line_endings(tmp_path, monkeypatch):
     assert read_task(get_task("rte"), "~/rows")["train"] == GOOD
 
 
+def test_one_empty_field_is_still_a_row(tmp_path):
+    row = {"question1": "", "question2": "Why?", "label": 0}  # the hub's qqp has such rows
+    write(tmp_path / "qqp", "train", [row])
+    assert read_task(get_task("qqp"), str(tmp_path))["train"] == [row]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_byte_order_mark_at_the_start(tmp_path, ending):
+    text = "\ufeff" + "".join(json.dumps(row, ensure_ascii=False) + ending for row in GOOD)
+    path = write(tmp_path / "rte", "train", text)
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert read_task(get_task("rte"), str(tmp_path))["train"] == GOOD
+    write(tmp_path / "rte", "train", "\ufeff" + ending + text[1:])
+    message = message_of(lambda: read_task(get_task("rte"), str(tmp_path)))
+    assert message == f"{path}:1: blank line between rows; remove it"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_are_refused_at_their_line(tmp_path, encoding):
+    path = write(tmp_path / "rte", "train", (json.dumps(GOOD[0]) + "\n").encode(encoding))
+    message = message_of(lambda: read_task(get_task("rte"), str(tmp_path)))
+    assert message.startswith(f"{path}:1: not ")
+
+
+def own(**keys):
+    keys = {"source": {"review": "text"}, "target": "stars", "labels": ["bad", "good"]} | keys
+    return get_task("reviews", {"reviews": OwnTask(**keys)})
+
+
+OWN_ROWS = [{"text": "Nice.", "stars": "good"}, {"text": "Awful.", "stars": 0, "id": 7}]
+
+
+def test_folder_of_an_own_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "my/reviews"
+    for split in ("train", "validation"):
+        write(folder, split, OWN_ROWS)
+    raw = {"train": OWN_ROWS, "validation": OWN_ROWS}
+    for name in ("my/reviews", "~/my/reviews", str(folder)):
+        assert read_task(own(folder=name), None) == raw
+        assert read_task(own(folder=name), "no/such/root") == raw  # its own folder, whatever data.root is
+    assert read_task(own(), "my") == raw
+    write(folder, "validation", [OWN_ROWS[0], {"text": "Fine.", "stars": "godo"}])
+    message = message_of(lambda: read_task(own(), "my"))
+    expected = "column 'stars' must be one of bad, good, not 'godo': did you mean good?"
+    assert message == f"my/reviews/validation.jsonl:2: {expected}"
+
+
+def test_folder_of_an_own_task_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message_of(lambda: read_task(own(), None)) == (
+        "task reviews is the recipe's own and has no folder; "
+        "give data.tasks.reviews.folder, or data.root for reviews below it"
+    )
+    assert message_of(lambda: read_task(own(folder="my"), None)) == (
+        "data.tasks.reviews.folder: my does not exist; name a folder that holds train.jsonl"
+    )
+    assert message_of(lambda: read_task(own(), "my")) == (
+        "data.root: my does not exist; name a folder that holds reviews/train.jsonl"
+    )
+    (tmp_path / "my").mkdir()
+    assert message_of(lambda: read_task(own(), "my")).startswith("my/reviews is missing")
+    message = message_of(lambda: read_task(own(folder="my"), None))
+    assert message == "my/train.jsonl is missing: it holds the training rows of reviews"
+
+
 GOOD_LINE = json.dumps(GOOD[0])
 BAD_THIRD_LINES = {
     "torn": (GOOD_LINE[:30], ["not valid JSON", "one whole JSON object a line"]),
@@ -73,6 +141,7 @@ BAD_THIRD_LINES = {
     "text is a number": ('{"sentence1": 5, "sentence2": "b", "label": 0}', ["'sentence1' must be text, not 5"]),
     "text is null": ('{"sentence1": "a", "sentence2": null, "label": 0}', ["'sentence2' must be text, not null"]),
     "text is a list": ('{"sentence1": ["a"], "sentence2": "", "label": 0}', ["'sentence1' must be text, not a list"]),
+    "no text": ('{"sentence1": "", "sentence2": " ", "label": 0}', ["no text in 'sentence1', 'sentence2'", "leave"]),
     "half a character": ('{"sentence1": "\\ud83d", "sentence2": "b", "label": 0}', ["'sentence1'", "surrogate"]),
     "label text": ('{"sentence1": "a", "sentence2": "b", "label": "1"}', ["'label' must be an integer", "text"]),
     "label bool": ('{"sentence1": "a", "sentence2": "b", "label": true}', ["'label' must be an integer", "true"]),
@@ -139,7 +208,8 @@ def test_real_rows(shared, name):
     for split, rows in raw.items():
         with open(shared / "data" / name / f"{split}.jsonl", "rb") as file:
             assert len(rows) == sum(1 for _ in file)
-        assert {get_task(name).class_of(row) for row in rows} == set(range(len(get_task(name).label_words)))
+        classes = {"label": len(get_task(name).answer_texts("words") or ()), "number": 2, "text": 1}
+        assert {get_task(name).class_of(row) for row in rows} == set(range(classes[get_task(name).target.kind]))
     assert list(raw) == ["train", "validation"]
 
 
@@ -151,18 +221,24 @@ def hub_of(monkeypatch, splits):
         asked.append((args, kwargs))
         return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    serve(monkeypatch, load_dataset)
     return asked
 
 
+def serve(monkeypatch, load_dataset):
+    """Puts a function in place of the library's, behind an empty cache and a hub that can be reached."""
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("bmtpt_ds.data.hub._cached", lambda task: None)
+    monkeypatch.setattr("bmtpt_ds.hub.Repository.files", lambda self: {})
+
+
 def test_hub_names(monkeypatch):
-    rows = {column: "a" for task in TASKS.values() for column in task.columns} | {"label": 0}
     splits = ("train", "validation", "test", "validation_matched", "validation_mismatched")
-    asked = hub_of(monkeypatch, {split: [rows] for split in splits})
-    for name, task in TASKS.items():
-        raw = read_task(task, None)
-        assert asked.pop() == (("nyu-mll/glue", name), {})
-        assert raw == {key: [rows] for key in task.hub_splits}
+    for task in TASKS.values():
+        row = dict(task.sample)
+        asked = hub_of(monkeypatch, {split: [row] for split in splits})
+        assert read_task(task, None) == {key: [row] for key in task.hub_splits}
+        assert asked == [((task.hub_repository, task.hub_config), {})]
 
 
 def test_hub_rows_pass_the_same_checks(monkeypatch):
@@ -181,10 +257,12 @@ def test_hub_failure(monkeypatch, error):
     def load_dataset(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    serve(monkeypatch, load_dataset)
     message = message_of(lambda: read_task(get_task("mrpc"), None))
-    assert message.startswith(f"cannot read nyu-mll/glue (mrpc) from the Hugging Face hub ({type(error).__name__}: ")
-    assert message.endswith("set data.root to a folder that holds mrpc/train.jsonl and validation.jsonl")
+    assert message.startswith("mrpc: nyu-mll/glue (mrpc): the download from the hub (https://")
+    reason = str(error).partition("\n")[0]
+    assert f"broke off ({type(error).__name__}: {reason}): start again" in message
+    assert "set data.root to a folder that holds mrpc/train.jsonl and validation.jsonl" in message
 
 
 def test_offline_without_datasets(monkeypatch):

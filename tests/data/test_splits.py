@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from bmtpt_ds.config import OwnTask
 from bmtpt_ds.data.splits import few_shot, load_task, make_splits
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.tasks import TASKS, get_task
@@ -29,7 +30,13 @@ def error_of(call):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "original", "test"), [("cola", 1043, 522), ("mrpc", 408, 204), ("rte", 277, 139)])
+FULL = [
+    ("cola", 1043, 522), ("mrpc", 408, 204), ("rte", 277, 139), ("stsb", 1500, 750), ("boolq", 3270, 1635),
+    ("cb", 56, 28), ("wic", 638, 319),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "original", "test"), FULL)
 def test_small_on_the_full_hub_sizes(name, original, test):
     raw = raw_of(train=100, validation=original)
     splits = make_splits(get_task(name), raw, local=False)
@@ -40,7 +47,7 @@ def test_small_on_the_full_hub_sizes(name, original, test):
     assert ids(splits.validation) != ids(raw["validation"])[: original - test]  # shuffled
 
 
-@pytest.mark.parametrize("name", ["sst2", "qnli"])
+@pytest.mark.parametrize("name", ["sst2", "qnli", "qqp", "squad"])
 @pytest.mark.parametrize(("train", "cut"), [(67_349, 1000), (10_000, 1000), (9_999, 999), (10, 1)])
 def test_large(name, train, cut):
     raw = raw_of(train=train, validation=7)
@@ -95,6 +102,19 @@ def test_local_mnli_with_the_mismatched_file():
     assert "no validation.jsonl" in error_of(lambda: make_splits(mnli, neither, local=True))
 
 
+def test_splits_of_an_own_task(tmp_path):
+    own = OwnTask(folder=str(tmp_path), source=["text"], target="stars", labels=["bad", "good"])
+    task = get_task("reviews", {"reviews": own})
+    for split, n in (("train", 40), ("validation", 9)):
+        lines = [json.dumps({"text": f"{split} {i}", "stars": i % 2}) + "\n" for i in range(n)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    assert tuple(map(len, load_task(task, root=None))) == (40, 4, 5)
+    (tmp_path / "validation.jsonl").rename(tmp_path / "test.jsonl")
+    assert tuple(map(len, load_task(task, root=None))) == (36, 4, 9)
+    (tmp_path / "test.jsonl").unlink()
+    assert "reviews: neither validation.jsonl nor test.jsonl" in error_of(lambda: load_task(task, root=None))
+
+
 def test_split_seed():
     raw = raw_of(train=50, validation=40)
     rte = get_task("rte")
@@ -112,9 +132,13 @@ def test_no_split_may_be_empty():
     assert "neither" in error_of(lambda: make_splits(sst2, raw_of(train=9), local=True))
 
 
+SCORES = [2.5, 2.499, *(i / 10 for i in range(20)), *(2.6 + i / 50 for i in range(100))]
+
 REAL = {
     "sst2": (20_000, 218, 218), "rte": (2_490, 69, 69), "cola": (8_535, 259, 260), "mrpc": (3_664, 203, 204),
-    "qnli": (13_140, 1_000, 1_000), "mnli": (13_598, 1_000, 1_000),
+    "qnli": (13_140, 1_000, 1_000), "mnli": (13_598, 1_000, 1_000), "qqp": (7_309, 500, 500),
+    "stsb": (5_743, 374, 375), "boolq": (221, 817, 818), "cb": (250, 14, 14), "wic": (5_428, 159, 160),
+    "squad": (131, 285, 285),
 }  # fmt: skip
 
 
@@ -145,6 +169,24 @@ def test_few_shot_is_balanced(k, classes):
         assert max(sizes) - min(sizes) <= 1
         picked.update(label for label, size in enumerate(sizes) if size == max(sizes))
     assert len(picked) == classes  # the remainder goes to each class for some seed
+
+
+def test_few_shot_of_scores_is_balanced_at_two_and_a_half():
+    stsb = get_task("stsb")
+    train = [{"sentence1": "a", "sentence2": "b", "label": score, "id": i} for i, score in enumerate(SCORES)]
+    for seed in range(20):
+        for k in (1, 4, 15, 16):
+            low = sum(row["label"] < 2.5 for row in few_shot(train, stsb, k, seed))
+            assert low in (k // 2, k - k // 2)
+
+
+def test_few_shot_of_text_is_a_plain_draw():
+    squad, drawn = get_task("squad"), Counter()
+    for seed in range(200):
+        chosen = few_shot(rows(10), squad, 3, seed)
+        assert len({row["id"] for row in chosen}) == 3
+        drawn.update(row["id"] for row in chosen)
+    assert len(drawn) == 10 and max(drawn.values()) < 2 * min(drawn.values())
 
 
 def test_few_shot_is_pure():

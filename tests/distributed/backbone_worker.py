@@ -13,8 +13,7 @@ import torch
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
 from safetensors.torch import load_file, save_file
 
-from bmtpt_ds import deepspeed_json
-from bmtpt_ds.config import ModelConfig
+from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import load_tokenizer
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone, sharding
 

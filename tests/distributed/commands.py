@@ -1,6 +1,7 @@
 """Runs several commands of bmtpt in one job and writes what was seen of each; started by `tests/launch.py`.
 
-Arguments: a JSON file with a list of argument lists, and the file to write (by rank 0).
+Arguments: a JSON file with a list of argument lists (with `<`, FILE at the end for what reads stdin), and the file to
+write (by rank 0).
 """
 
 import collections
@@ -21,12 +22,16 @@ from bmtpt_ds.cli import main
 
 def run(arguments: list[str], calls: collections.Counter) -> dict:
     calls.clear()
-    said, begin = io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stderr(said):
-        status = main(arguments)
+    *arguments, stdin = arguments if arguments[-2:-1] == ["<"] else [*arguments, os.devnull]
+    printed, said, begin = io.TextIOWrapper(io.BytesIO()), io.StringIO(), time.perf_counter()
+    with open(stdin) as sys.stdin, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        status = main([argument for argument in arguments if argument != "<"])
+    printed.flush()
+    stdout = printed.buffer.getvalue().decode()
+    sys.stdout.write(stdout)
     sys.stderr.write(said.getvalue())
     seconds = round(time.perf_counter() - begin, 1)
-    return {"status": status, "stderr": said.getvalue(), "calls": dict(calls), "seconds": seconds}
+    return {"status": status, "stdout": stdout, "stderr": said.getvalue(), "calls": dict(calls), "seconds": seconds}
 
 
 def count_calls() -> collections.Counter:

@@ -39,11 +39,14 @@ REFERENCES = {
     "untied bfloat16": ("untied", ("model.dtype=bfloat16",)),
 }
 ADAPTATIONS = {"untied": "evaluate.scoring=generate", "tied": "evaluate.scoring=labels"}
+PREDICTIONS = {f"predict {scoring}": scoring for scoring in ("generate", "labels")}
+TEXTS = [" ".join(toy.WORDS[i : i + 1 + i % 5]) for i in range(7)]
 
 
 class Outcome(NamedTuple):
     folder: Path  # of the run
     calls: dict[str, int]  # forward passes of rank 0, by module or function
+    answers: list[str]  # what it printed
 
 
 class Runs(NamedTuple):
@@ -83,10 +86,22 @@ def runs(tmp_path_factory, tied_model, untied_model, rows) -> Runs:
         one[name] = adapt(model, particles, folder / "one" / name)
         two[name] = adapt(model, particles, folder / "two" / name, "--deepspeed_config", "zero3_cpu")
 
+    texts = folder / "texts"
+    texts.write_text("\n".join(TEXTS))
+    for name, scoring in PREDICTIONS.items():
+        # three labels beside two, and an odd number of batches; the last task has a prompt of its own
+        settings = ("--set", f"evaluate.scoring={scoring}", "--set", "evaluate.batch_size=3")
+        prompts = ("--prompt", folder / "one/untied", folder / "one/adapt untied", "--task", "mnli", "sst2", "mrpc")
+        one[name] = ["predict", *prompts, *settings, "<", texts]
+        two[name] = ["predict", *prompts, *settings, "--deepspeed_config", "zero3_cpu", "<", texts]
+
     def outcomes(commands: dict[str, list], name: str, ranks: int) -> dict[str, Outcome]:
         seen = launch.run_commands(list(commands.values()), folder / f"{name} job", ranks=ranks)
         assert [s["status"] for s in seen] == [0] * len(commands)
-        return {run: Outcome(folder / name / run, s["calls"]) for run, s in zip(commands, seen, strict=True)}
+        return {
+            run: Outcome(folder / name / run, s["calls"], s["stdout"].splitlines())
+            for run, s in zip(commands, seen, strict=True)
+        }
 
     return Runs(outcomes(one, "one", 0), outcomes(two, "two", 2))
 
@@ -163,3 +178,16 @@ def test_adaptation_is_the_same(runs: Runs, model: str) -> None:
     assert results[0] == results[1]
     assert results[0]["tasks"]["mrpc"]["rows"] > 0
     assert not torch.equal(prompts[0]["mrpc.a"], torch.ones_like(prompts[0]["mrpc.a"]))  # it was adapted
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_predictions_are_the_same(runs: Runs, name: str) -> None:
+    """Rows of several tasks and prompts in the ranks' batches."""
+    right, found = runs.one[name].answers, runs.two[name].answers
+    assert found == right
+    assert len(right) == len(TEXTS)
+    columns = list(zip(*(line.split("\t") for line in right), strict=True))
+    assert len(columns) == 3
+    if name == "predict labels":
+        words = ({"entailment", "neutral", "contradiction"}, {"negative", "positive"}, {"not_equivalent", "equivalent"})
+        assert all(set(column) <= of_task for column, of_task in zip(columns, words, strict=True))

@@ -9,14 +9,13 @@ Usage: `ds = load("zero3")`, `check(ds, dtype=..., source="zero3")`, then `resol
 A key that starts with "_" is a comment and a null is a key that was not written; `resolve` leaves both out.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UserError, nearest
 
 AUTO = "auto"
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -134,7 +133,7 @@ def find(name_or_path: str) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     why = "is a folder" if path.is_dir() else "is neither a file nor a shipped DeepSpeed JSON"
-    raise _error(name_or_path, f"{why}{_nearest(path.stem, shipped)}; shipped are {', '.join(shipped)}")
+    raise _error(name_or_path, f"{why}{nearest(path.stem, shipped)}; shipped are {', '.join(shipped)}")
 
 
 def load(name_or_path: str) -> dict[str, Any]:
@@ -230,7 +229,7 @@ def _check_section(section: dict[str, Any], known: dict[str, Any], prefix: str, 
         if key.startswith("_") or value is None:
             continue
         if key not in known:
-            mend = _nearest(key, known) or f"; remove it (honoured are {', '.join(known)})"
+            mend = nearest(key, known) or f"; remove it (honoured are {', '.join(known)})"
             raise _error(source, f"{path} is not honoured{mend}")
         kind = known[key]
         if isinstance(kind, dict):
@@ -280,9 +279,9 @@ def _resolved(value: Any, path: str, run: _Run) -> Any:
 
 def _shipped_folder() -> Path:
     """Inside the package when installed from a wheel, at the top of the repository otherwise."""
-    here = Path(__file__).parent
-    installed = here / "ds_configs"
-    return installed if installed.is_dir() else here.parent / "ds_configs"
+    package = Path(__file__).parents[1]
+    installed = package / "ds_configs"
+    return installed if installed.is_dir() else package.parent / "ds_configs"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -295,11 +294,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON; write a finite number")
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _show(value: Any) -> str:

@@ -4,41 +4,22 @@ A recipe is the whole description of a run. Every key is a field below with its 
 names the nearest known key. Nothing here imports torch.
 """
 
-import difflib
 import re
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bmtpt_ds.errors import UserError
-from bmtpt_ds.yaml_text import parse_yaml
+from bmtpt_ds.config.own_task import OwnTask
+from bmtpt_ds.config.values import Section, apply_override, first_problem, merged, read_mapping, repeated
+from bmtpt_ds.errors import UserError, nearest
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Damping = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A group of keys. Unknown keys, nan, inf and true / false in place of a number are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_bool_for_number(cls, values: Any) -> Any:
-        # pydantic would read `steps: true` as 1
-        if isinstance(values, dict):
-            for key, value in values.items():
-                field = cls.model_fields.get(key)
-                if isinstance(value, bool) and field and "bool" not in str(field.annotation):
-                    raise ValueError(f"{key} should not be {str(value).lower()}")
-        return values
 
 
 class ModelConfig(Section):
@@ -68,7 +49,7 @@ class SVGDConfig(Section):
 class StageConfig(Section):
     """What both stages say of their length and optimizer."""
 
-    tasks: list[str] = []
+    tasks: list[str] = Field(default_factory=list)
     steps: Count = 100_000
     optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -80,9 +61,8 @@ class StageConfig(Section):
 
 
 def _refuse_repeats(tasks: list[str]) -> None:
-    repeated = {t for t in tasks if tasks.count(t) > 1}
-    if repeated:
-        raise ValueError(f"tasks names {', '.join(sorted(repeated))} more than once")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"tasks names {repeated(tasks)} more than once")
 
 
 def _refuse_long_warmup(section: StageConfig) -> None:
@@ -145,10 +125,20 @@ class EvaluateConfig(Section):
 
 
 class DataConfig(Section):
-    root: str | None = None  # folder of <task>/{train,validation,test}.jsonl; default: the hub
+    root: str | None = None  # folder of <task>/{train,validation,test}.jsonl, or of `bmtpt prepare`; default: the hub
     split_seed: Annotated[int, Field(ge=0)] = 42
     prefix: bool = False  # the task's name in front of the text
     labels: Literal["digits", "words"] = "digits"
+    tasks: dict[str, OwnTask] = Field(default_factory=dict)  # of your own, by name: their keys are in own_task.py
+
+    @field_validator("tasks")
+    @classmethod
+    def _plain_names(cls, tasks: dict[str, OwnTask]) -> dict[str, OwnTask]:
+        # a task's name is part of file names, of a prompt's tensor names and of --set data.tasks.<name>.<key>
+        strange = [name for name in tasks if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)]
+        if strange:
+            raise ValueError(f"a task's name is of letters, digits, _ and -; rename {strange[0]!r}")
+        return tasks
 
 
 class RunConfig(Section):
@@ -185,11 +175,11 @@ def find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    folder = Path(__file__).parent / "recipes"
+    folder = Path(__file__).parents[1] / "recipes"
     shipped = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.yaml")}
     if name_or_path in shipped:
         return shipped[name_or_path]
-    hint = _nearest(name_or_path, shipped) or f" (shipped recipes: {', '.join(sorted(shipped))})"
+    hint = nearest(name_or_path, shipped) or f" (shipped recipes: {', '.join(sorted(shipped))})"
     raise UserError(f"recipe {name_or_path}: no such file and no shipped recipe of that name{hint}")
 
 
@@ -200,97 +190,28 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
         UserError: missing file, YAML syntax, unknown key, value of the wrong type or out of range.
     """
     path = find_recipe(name_or_path)
-    values = _read_mapping(path)
+    values = read_mapping(path)
     parent = values.pop("defaults", None)
     if parent is not None:
-        base = _read_mapping(_find_parent(path, str(parent)))
+        base = read_mapping(_find_parent(path, str(parent)))
         if "defaults" in base:
             raise UserError(f"{path}: its defaults {parent!r} has defaults of its own; one level is allowed")
-        values = _merge(base, values)
+        values = merged(base, values)
     return override_recipe(values, overrides or [], str(path))
 
 
 def override_recipe(values: dict, overrides: list[str], source: str) -> Recipe:
     """A recipe from nested plain values and `key=value` texts; `source` names the values in errors."""
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     # `source:` with nothing below it is an empty section
     values = {key: {} if value is None and key in Recipe.model_fields else value for key, value in values.items()}
     try:
         return Recipe(**values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_first_problem(error)}") from None
-
-
-def _read_mapping(path: Path) -> dict:
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: cannot be read: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise UserError(f"{path}: a recipe is a mapping of sections (model:, source:, target:, ...)")
-    return values
+        raise UserError(f"{source}: {first_problem(error, Recipe)}") from None
 
 
 def _find_parent(path: Path, name: str) -> Path:
     beside = path.parent / f"{name}.yaml"
     return beside if beside.is_file() else find_recipe(name)
-
-
-def _merge(base: dict, over: dict) -> dict:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _apply_override(values: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override}: should be key=value, for example source.lr=0.1")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            raise UserError(f"--set {override}: {section} is not a section")
-    values[last] = parse_yaml(text, f"--set {override}")
-
-
-def _first_problem(error: ValidationError) -> str:
-    """One line for the first problem of a ValidationError: which key, what is wrong, what was meant."""
-    problems = error.errors()
-    problem = problems[0]
-    names = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        known = _section_at(names[:-1]).model_fields
-        hint = _nearest(names[-1], known) or f" (known: {', '.join(known)})"
-        return f"unknown key {'.'.join(names)}{hint}"
-    # a union reports a problem for each of its members, with the member's name at the end of the location
-    key = [n for i, n in enumerate(names) if n in _section_at(names[:i]).model_fields]
-    same = [p for p in problems if [str(n) for n in p["loc"]][: len(key)] == key]
-    reasons = list(dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in same))
-    got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
-    text = f"{'.'.join(key) or 'recipe'}: {' or '.join(r[0].lower() + r[1:] for r in reasons)}{got}"
-    if key == ["model", "dtype"]:
-        text += "; T5 overflows in fp16"
-    return re.sub(r"a valid dictionary or instance of \w+", "a section of keys", text).replace("\n", " ")
-
-
-def _section_at(names: list[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
-    for name in names:
-        field = section.model_fields.get(name)
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and not isinstance(inner, types.GenericAlias) and issubclass(inner, BaseModel):
-            section = inner
-    return section
-
-
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f": did you mean {close[0]}?" if close else ""

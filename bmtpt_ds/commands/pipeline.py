@@ -5,22 +5,23 @@ only then makes its directory: a mistake leaves nothing behind.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bmtpt_ds.checkpoint import Stored, write_atomically
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.data.splits import few_shot
+from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import Scored, score_rows
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.prompt_files import check_belongs, prompt_for, read_particles, read_run, write_particles, write_prompt
+from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, write_results
 from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory
 from bmtpt_ds.runlog import RunLog, check_monitors
 from bmtpt_ds.session import Session, load_rows, open_session, start
 from bmtpt_ds.source import Posterior, SourceTask, learn_posterior
+from bmtpt_ds.stage_inputs import check_source_rows, source_tasks, target_splits, target_task
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.target import Adaptation, Prior, adapt
 from bmtpt_ds.tasks import get_task
@@ -34,7 +35,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         Stopped: a signal came; a checkpoint is written.
     """
     source = recipe.source
-    tasks = [get_task(name) for name in _named(source.tasks, "source.tasks")]
+    tasks = source_tasks(recipe)
     ds, ranks = start(recipe, json_name)
     directory = RunDirectory(run_dir, recipe, {"stage": "source"}, resume=resume, overwrite=overwrite)
     if _nothing_to_do(ranks, directory, ds, json_name):
@@ -42,13 +43,15 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
     with StopSignal() as stop:
         splits = load_rows(ranks, recipe, tasks)
         for task, rows in zip(tasks, splits, strict=True):
-            _at_least(source.rows_per_task, rows.train, f"source.rows_per_task of {task.name}")
+            check_source_rows(recipe, task, rows.train)
         cells = source.particles * source.kappa * source.rows_per_task
         session = open_session(recipe, ranks, ds, cells, stop)
+        for task in tasks:
+            session.encoder.check_answers(task)
         posterior = Posterior.start(session.initial_prompts(source.particles), source.optimizer)
         _restore(session, directory, posterior)
         ranks.first_does(directory.open)
-        log = _open_log(session, directory, posterior, source.steps)
+        log = _open_log(session, directory, posterior, source.steps, dict(zip(source.tasks, splits, strict=True)))
         sources = [SourceTask(*pair) for pair in zip(tasks, splits, strict=True)]
         learn_posterior(session, sources, posterior, log, directory.checkpoints)
         log.close()
@@ -71,10 +74,7 @@ def run_adapt(
         UserError, Stopped: as `run_source`.
     """
     target = recipe.target
-    names = _named(target.tasks, "target.tasks")
-    if len(names) > 1:
-        raise UserError(f"target.tasks names {len(names)} tasks, adapt takes one: add --set target.tasks=[{names[0]}]")
-    task = get_task(names[0])
+    task = target_task(recipe)
     ds, ranks = start(recipe, json_name)
     about = {"stage": "adapt", "particles": particles}
     directory = RunDirectory(run_dir, recipe, about, resume=resume, overwrite=overwrite)
@@ -82,16 +82,16 @@ def run_adapt(
         return
     with StopSignal() as stop:
         (splits,) = load_rows(ranks, recipe, [task])
-        if target.shots is not None:
-            splits = splits._replace(train=few_shot(splits.train, task, target.shots, recipe.run.seed))
+        splits = target_splits(recipe, task, splits)
         stored = None if particles == "none" else ranks.from_first(ranks.first_does(lambda: read_particles(particles)))
         batch = min(target.batch_size, len(splits.train))
         session = open_session(recipe, ranks, ds, batch, stop)
+        session.encoder.check_answers(task)
         prior, rows_before = _prior(session, stored)
         adaptation = Adaptation(prior.centre, target)
         _restore(session, directory, adaptation)
         ranks.first_does(directory.open)
-        log = _open_log(session, directory, adaptation, target.steps)
+        log = _open_log(session, directory, adaptation, target.steps, {task.name: splits})
         adapt(session, task, splits, prior, adaptation, log, directory.checkpoints)
         tested = score_rows(session, adaptation.best.compose().detach(), task, splits.test).score
         log.close()
@@ -130,10 +130,12 @@ def run_evaluate(
     """
     own = recipe.target.tasks if trained == "adapt" else recipe.source.tasks
     names = list(task_names) or own
-    tasks = [get_task(name) for name in names]
+    tasks = [get_task(name, recipe.data.tasks) for name in names]
     strange = [name for name in names if trained == "adapt" and name not in own]
     if strange:
         raise UserError(f"--task {strange[0]}: the prompt in {prompt_dir} is for {', '.join(own)}")
+    for task in tasks:
+        task.check_scoring(recipe.evaluate.scoring)
     _check_file("--json", json_file)
     _check_file("--predictions", predictions_file)
     ds, ranks = start(recipe, json_name)
@@ -142,7 +144,10 @@ def run_evaluate(
     with StopSignal() as stop:
         splits = load_rows(ranks, recipe, tasks)
         session = open_session(recipe, ranks, ds, recipe.evaluate.batch_size * ranks.world, stop)
+        for task in tasks:
+            session.encoder.check_answers(task)
         check_belongs(stored, session)
+        say(session.describe())
         for task, rows in zip(tasks, splits, strict=True):
             prompt = prompt_for(stored, task.name).to(ranks.device)
             scored[task.name] = score_rows(session, prompt, task, getattr(rows, split))
@@ -160,17 +165,6 @@ def run_evaluate(
     return score_table(scores, split)
 
 
-def _named(tasks: list[str], key: str) -> list[str]:
-    if not tasks:
-        raise UserError(f"{key} is empty: name at least one task, for example --set {key}=[sst2]")
-    return tasks
-
-
-def _at_least(count: int, rows: Sequence, what: str) -> None:
-    if count > len(rows):
-        raise UserError(f"{what}: {count} rows without replacement from {len(rows)}; give at most {len(rows)}")
-
-
 def _check_file(option: str, file: Path | None) -> None:
     if file and not file.parent.is_dir():
         raise UserError(f"{option} {file}: the folder {file.parent} does not exist; make it first")
@@ -183,8 +177,8 @@ def _nothing_to_do(ranks: Ranks, directory: RunDirectory, ds: dict, json_name: s
     ranks.first_does(directory.check)
     ranks.first_does(lambda: check_monitors(ds, str(json_name)))
     finished = ranks.from_first(directory.finished)
-    if finished and ranks.first:
-        print(f"{directory.path}: finished already", file=sys.stderr)
+    if finished:
+        say(f"{directory.path}: finished already")
     return finished
 
 
@@ -207,8 +201,11 @@ def _restore(session: Session, directory: RunDirectory, state: Posterior | Adapt
         state.restore(stored.tensors, stored.state)
 
 
-def _open_log(session: Session, directory: RunDirectory, state: Posterior | Adaptation, steps: int) -> RunLog:
-    return RunLog(
+def _open_log(
+    session: Session, directory: RunDirectory, state: Posterior | Adaptation, steps: int, rows: dict[str, Splits]
+) -> RunLog:
+    """The run's log, which first says what is run, with what and where."""
+    log = RunLog(
         directory.path,
         session.model.ds,
         first=session.ranks.first,
@@ -217,3 +214,9 @@ def _open_log(session: Session, directory: RunDirectory, state: Posterior | Adap
         steps=steps,
         title=directory.stage,
     )
+    again = f", on from step {state.step}" if state.step else ""
+    log.say(f"{directory.stage} into {directory.path}: {steps} steps{again}, {state.describe()}")
+    counts = [f"{name} {len(s.train):,} + {len(s.validation):,} + {len(s.test):,}" for name, s in rows.items()]
+    log.say(f"rows (train + validation + test): {', '.join(counts)}")
+    log.say(session.describe())
+    return log

@@ -1,0 +1,153 @@
+"""Answers to rows, each read through a prompt: greedy text, or the label of least cross-entropy.
+
+All ranks take part, each with its share of the batches, and as many of them: what a rank lacks is filled with a batch
+whose answers nobody reads. Rows of several tasks, each with its own prompt, go through the backbone together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bmtpt_ds.data.tokens import IGNORE, RowEncoder, pad
+from bmtpt_ds.progress import Pass
+from bmtpt_ds.session import Session
+from bmtpt_ds.tasks import Task
+
+Scoring = Literal["generate", "labels"]  # as the recipe's evaluate.scoring has it
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedTask:
+    """A task, and the prompt that answers its rows."""
+
+    task: Task
+    prompt: torch.Tensor  # [L, H] on the ranks' device, the same on all of them
+    encoder: RowEncoder  # of the recipe that the prompt was learned with
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that an answer may have."""
+        return self.encoder.max_target_length(self.task)
+
+    def labels(self) -> tuple[str, ...]:
+        """All label texts, in the order of the label numbers."""
+        return self.task.label_texts(self.encoder.labels)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row that wants an answer."""
+
+    of: PromptedTask
+    source: list[int]  # token ids of its text, end-of-sequence included
+
+
+Batch = list[Question]
+
+
+def answer(
+    session: Session, questions: Sequence[Question], scoring: Scoring, progress: Pass | None = None
+) -> list[str]:
+    """Answers every question through its task's prompt.
+
+    Args:
+        questions: the same on all ranks, at least one; prompts may differ in length.
+        scoring: `generate`, greedy text of at most as many tokens as the task's targets have; `labels`, the label text
+            that has the greatest likelihood, the product over its tokens and end-of-sequence.
+        progress: of more questions than these; default: a pass of their own.
+
+    Returns:
+        an answer a question, the same on every rank.
+
+    Raises:
+        Stopped: a signal came; all ranks leave together.
+    """
+    session.model.backbone.eval()
+    answer_batch = _by_likeliest_label(session, questions) if scoring == "labels" else _by_greedy_text(session)
+    names = ", ".join(dict.fromkeys(question.of.task.name for question in questions))
+    own = Pass(f"answering {names}", len(questions), shown=session.ranks.first and progress is None)
+    with own:
+        return _over_ranks(session, questions, answer_batch, progress or own)
+
+
+def _by_greedy_text(session: Session) -> Callable[[Batch], list[str]]:
+    model, tokenizer = session.model, session.encoder.tokenizer
+
+    def generate(batch: Batch) -> list[str]:
+        longest = [question.of.longest_answer for question in batch]
+        ids = model.backbone.generate_ids(*_inputs(session, batch), max(longest), synced=model.synced)
+        # what greedy decoding adds after a row's own limit does not change what stands before; the start token is first
+        own = [row[: 1 + most] for row, most in zip(ids.tolist(), longest, strict=True)]
+        return tokenizer.batch_decode(own, skip_special_tokens=True)
+
+    return generate
+
+
+def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Callable[[Batch], list[str]]:
+    backbone = session.model.backbone
+    asked = dict.fromkeys(question.of for question in questions)
+    ids = {of: [of.encoder.encode_target(of.task, label) for label in of.labels()] for of in asked}
+    passes = max(len(labels) for labels in ids.values())  # of all tasks: the ranks' batches may hold different ones
+
+    @torch.no_grad()
+    def likeliest(batch: Batch) -> list[str]:
+        inputs = _inputs(session, batch)
+        losses = []
+        for k in range(passes):
+            # a task with fewer labels goes along with its last one, which is then left out
+            labels = pad([ids[q.of][min(k, len(ids[q.of]) - 1)] for q in batch], IGNORE).to(inputs[0].device)
+            total = backbone.row_losses(*inputs, labels) * (labels != IGNORE).sum(dim=1)
+            over = torch.tensor([k >= len(ids[q.of]) for q in batch], device=total.device)
+            losses.append(total.masked_fill(over, torch.inf))
+        best = torch.stack(losses).argmin(dim=0).tolist()
+        return [q.of.labels()[i] for q, i in zip(batch, best, strict=True)]
+
+    return likeliest
+
+
+def _inputs(session: Session, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Prompts [N, L, H], source ids [N, S] and their mask [N, S]."""
+    device = session.ranks.device
+    source = pad([question.source for question in batch], session.encoder.pad_id)
+    mask = pad([[1] * len(question.source) for question in batch], 0)
+    return torch.stack([question.of.prompt for question in batch]), source.to(device), mask.to(device)
+
+
+def _over_ranks(
+    session: Session, questions: Sequence[Question], answer_batch: Callable[[Batch], list[str]], progress: Pass
+) -> list[str]:
+    """Deals the batches to the ranks and collects the answers in the order of the questions."""
+    ranks, stop = session.ranks, session.stop
+    batches = _batches(questions, session.recipe.evaluate.batch_size)
+    answers: dict[int, str] = {}
+    for turn in range(0, len(batches), ranks.world):
+        if ranks.any(stop.received is not None):
+            raise stop.stopped()
+        mine = turn + ranks.rank
+        chosen = batches[min(mine, len(batches) - 1)]
+        texts = answer_batch([questions[i] for i in chosen])
+        if mine < len(batches):
+            answers.update(zip(chosen, texts, strict=True))
+        progress.advance(sum(len(batch) for batch in batches[turn : turn + ranks.world]))
+    everyone: dict[int, str] = {}
+    for part in ranks.gather(answers):
+        everyone |= part
+    return [everyone[i] for i in range(len(questions))]
+
+
+def _batches(questions: Sequence[Question], size: int) -> list[list[int]]:
+    """Indices of questions that pad each other little, `size` at a time, each batch with prompts of one length."""
+
+    def shape(i: int) -> tuple[int, int, int]:
+        question = questions[i]
+        return -len(question.of.prompt), -question.of.longest_answer, -len(question.source)
+
+    batches: list[list[int]] = []
+    for i in sorted(range(len(questions)), key=shape):
+        last = batches[-1] if batches else []
+        if not last or len(last) == size or len(questions[last[0]].of.prompt) != len(questions[i].of.prompt):
+            batches.append(last := [])
+        last.append(i)
+    return batches

@@ -1,0 +1,173 @@
+"""`bmtpt prepare`: a recipe's tasks read, cut into splits and tokenised, as a folder that `data.root` takes.
+
+One process does it, with the tokenizer alone: neither a GPU nor the model's weights are needed. A run on the folder
+needs no network and neither tokenises nor cuts anything; `bmtpt_ds.data.prepared` says what it checks instead.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+
+from bmtpt_ds import __version__
+from bmtpt_ds.checkpoint import write_atomically
+from bmtpt_ds.config import Recipe
+from bmtpt_ds.data.prepared import (
+    MANIFEST,
+    TOKEN_IDS,
+    Manifest,
+    Prepared,
+    PreparedFile,
+    PreparedTask,
+    definition,
+    settings,
+)
+from bmtpt_ds.data.rows import Row
+from bmtpt_ds.data.splits import Splits
+from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.hub import find_tokenizer
+from bmtpt_ds.model_folder import local_folder
+from bmtpt_ds.progress import readable_bytes
+from bmtpt_ds.quiet import is_first_rank, say
+from bmtpt_ds.run_directory import check_writable, take_lock
+from bmtpt_ds.stage_inputs import every_task, read_splits
+from bmtpt_ds.tasks import Task
+
+_BATCH = 1000  # rows tokenised at once
+_FILES = {f"{split}.jsonl" for split in Splits._fields}
+
+
+def run_prepare(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    """Writes the source and target tasks of a recipe, all splits, into `out`.
+
+    The folder appears under its name when it is complete: a run that is killed leaves a hidden one beside it, which the
+    next takes over.
+
+    Raises:
+        UserError: a mistake in recipe, rows or model; `out` holds anything, but for a prepared folder and `overwrite`.
+    """
+    if not is_first_rank():
+        return
+    tasks = every_task(recipe)
+    _check_out(out, overwrite)
+    if Prepared.find(recipe.data.root):
+        raise UserError(f"data.root {recipe.data.root}: prepared already; name raw rows, or none to read the hub")
+    tokenizer = load_tokenizer(find_tokenizer(recipe.model.name_or_path))
+    encoder = RowEncoder(tokenizer, recipe.model, recipe.data)
+    for task in tasks:
+        encoder.check_answers(task)
+    splits = read_splits(recipe, tasks)
+    with _draft(out) as draft:
+        manifest = Manifest(
+            model=recipe.model.name_or_path,
+            tokenizer=tokenizer_digest(tokenizer),
+            settings=settings(recipe),
+            tasks={
+                task.name: PreparedTask(
+                    definition=definition(recipe, task), files=_write_task(draft / task.name, encoder, task, of_task)
+                )
+                for task, of_task in zip(tasks, splits, strict=True)
+            },
+            versions={"bmtpt_ds": __version__} | {name: version(name) for name in ("transformers", "tokenizers")},
+        )
+        write_atomically(draft / MANIFEST, f"{manifest.model_dump_json(indent=2)}\n".encode())
+        size = sum(path.stat().st_size for path in draft.rglob("*.jsonl"))
+    say(f"prepare: {len(tasks)} tasks, {readable_bytes(size)} in {out}; a run takes them with --set data.root={out}")
+    say(_what_else(recipe.model.name_or_path))
+
+
+def _what_else(model: str) -> str:
+    """What a machine without network needs besides."""
+    if local_folder(model):
+        return f"prepare: where there is no network, the model's folder is needed too: {model}"
+    return (
+        f"prepare: where there is no network, the model is needed too: hf download {model} --local-dir DIR, "
+        "then --set model.name_or_path=DIR (or the same HF_HOME, once a run has filled it)"
+    )
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuses a folder that cannot be written or whose files would be lost."""
+    check_writable(out, "--out")
+    check_writable(out.resolve().parent, "--out: the folder above it,")  # it is written beside its name, then renamed
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / MANIFEST).is_file():
+        raise UserError(f"--out {out}: holds files that `bmtpt prepare` has not written; give a new folder")
+    foreign = [path for path in sorted(out.rglob("*")) if not _is_own(path.relative_to(out), path)]
+    if foreign:
+        raise UserError(f"--out {out}: holds {foreign[0].name}, which `bmtpt prepare` has not written; move it away")
+    if not overwrite:
+        raise UserError(f"--out {out}: holds prepared tasks; add --overwrite, or give another folder")
+
+
+def _is_own(name: Path, path: Path) -> bool:
+    if len(name.parts) == 1:
+        return path.is_dir() or name.name == MANIFEST
+    return len(name.parts) == 2 and name.name in _FILES and path.is_file()
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write in, which takes its place at the end, and goes where something fails."""
+    real = out.resolve()
+    draft, old = (real.with_name(f".{real.name}.{what}") for what in ("preparing", "overwritten"))
+    try:
+        draft.mkdir(parents=True, exist_ok=True)
+        with take_lock(draft, "--out") or nullcontext():
+            try:
+                for path in draft.iterdir():  # of a run that was killed
+                    shutil.rmtree(path) if path.is_dir() else path.name == ".lock" or path.unlink()
+                yield draft
+                (draft / ".lock").unlink()
+                shutil.rmtree(old, ignore_errors=True)
+                if real.is_dir() and any(real.iterdir()):
+                    real.rename(old)
+                draft.rename(real)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+
+
+# --- a task ----------------------------------------------------------------------------------------------------------
+
+
+def _write_task(folder: Path, encoder: RowEncoder, task: Task, splits: Splits) -> dict[str, PreparedFile]:
+    """Writes the splits of a task."""
+    begin = time.perf_counter()
+    folder.mkdir()
+    files = {split: _write_split(folder, split, encoder, task, rows) for split, rows in splits._asdict().items()}
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in splits._asdict().items())
+    say(f"prepare: {task.name}: {counts} rows in {time.perf_counter() - begin:.1f} s")
+    return files
+
+
+def _write_split(folder: Path, split: str, encoder: RowEncoder, task: Task, rows: Sequence[Row]) -> PreparedFile:
+    digest = hashlib.sha256()
+    with (folder / f"{split}.jsonl").open("wb") as file:
+        for begin in range(0, len(rows), _BATCH):
+            batch = rows[begin : begin + _BATCH]
+            if any(TOKEN_IDS in row for row in batch):
+                raise UserError(f"{task.name}: its rows have a column {TOKEN_IDS}: give raw rows, not prepared ones")
+            lines = [
+                json.dumps({**row, TOKEN_IDS: {"source": ids.source, "target": ids.target}}, separators=(",", ":"))
+                for row, ids in zip(batch, encoder.encode_all(task, batch), strict=True)
+            ]
+            data = "".join(f"{line}\n" for line in lines).encode()
+            digest.update(data)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return PreparedFile(rows=len(rows), sha256=digest.hexdigest())

@@ -1,0 +1,25 @@
+"""The recipe and the DeepSpeed JSON: read, checked, nothing run. Needs no torch."""
+
+from bmtpt_ds.config.own_task import OwnTask
+from bmtpt_ds.config.recipe import (
+    DataConfig,
+    ModelConfig,
+    Recipe,
+    SourceConfig,
+    TargetConfig,
+    find_recipe,
+    load_recipe,
+    override_recipe,
+)
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "OwnTask",
+    "Recipe",
+    "SourceConfig",
+    "TargetConfig",
+    "find_recipe",
+    "load_recipe",
+    "override_recipe",
+]

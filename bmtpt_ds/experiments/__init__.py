@@ -1,0 +1,1 @@
+"""What runs or reads whole runs, a file each."""

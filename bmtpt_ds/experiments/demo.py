@@ -1,0 +1,218 @@
+"""`bmtpt demo`: the whole method in a few minutes on a laptop, without a GPU and without a network.
+
+A toy T5 is pretrained, particles are learned from four source tasks under the `deepspeed` launcher, by BMTPT and as a
+single prompt (M = 1), and both are adapted to three unseen tasks with six labelled rows, beside a prompt from scratch.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from random import Random
+from statistics import mean, stdev
+from typing import IO, NamedTuple
+
+from tqdm import tqdm
+
+from bmtpt_ds.checkpoint import write_atomically
+from bmtpt_ds.commands.pipeline import run_adapt
+from bmtpt_ds.config import Recipe, load_recipe
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.demo_plot import plot_demo
+from bmtpt_ds.experiments.toy_model import toy_model
+from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
+from bmtpt_ds.quiet import is_verbose, say
+from bmtpt_ds.run_directory import METRICS, RESULTS, check_writable
+from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.tasks import get_task
+
+TARGETS = ("course", "shop", "team")  # none of them a source task
+SEEDS = (0, 1, 2)
+RANKS = 2
+ROWS = {"train": 400, "validation": 60, "test": 200}
+
+
+class Method(NamedTuple):
+    """One way to a target prompt."""
+
+    name: str  # of its folder
+    title: str
+    particles: int  # M of its source stage; 0: none, the prompt starts from scratch
+
+
+METHODS = (
+    Method("bmtpt", "BMTPT, mean of 5 particles", 5),
+    Method("single", "single prompt (M = 1)", 1),
+    Method("scratch", "prompt from scratch", 0),
+)
+Scores = dict[str, dict[str, list[float]]]  # method -> target task -> test accuracy of each seed, 0 to 100
+
+
+def run_demo(out: Path) -> str:
+    """Runs the demo into `out`.
+
+    Args:
+        out: model/ (kept for the next time), tasks/, source/<method>, target/<method>/<task>-<seed>, demo.json,
+            demo.png, demo.log.
+
+    Returns:
+        the table of scores and the commands to try next.
+
+    Raises:
+        UserError: `out` holds other things or cannot be written, or the launcher failed.
+        Stopped: a signal came.
+    """
+    named, out = out, out.absolute()
+    _clear(out)
+    begin = time.monotonic()
+    overrides = [f"model.name_or_path={out / 'model'}", f"data.root={out / 'tasks'}"]
+    recipe = load_recipe("demo", overrides)
+    with StopSignal() as stop, (out / "demo.log").open("w") as log:
+        say("1/4  a toy T5 that follows instructions in its text (half a minute, the first time)")
+        tasks = [get_task(name, recipe.data.tasks) for name in recipe.data.tasks]
+        toy_model(out / "model", tasks, stop)
+        _write_rows(out / "tasks", recipe)
+        for number, method in enumerate((m for m in METHODS if m.particles), start=2):
+            say(f"{number}/4  source stage on {RANKS} ranks, ZeRO-3: {method.title}")
+            _learn(out / "source" / method.name, [*overrides, f"source.particles={method.particles}"], stop, log)
+    say(f"4/4  {recipe.target.shots} labelled rows of {', '.join(TARGETS)}: {len(METHODS)} ways, {len(SEEDS)} seeds")
+    with (out / "demo.log").open("a") as log:
+        scores = _adapt_all(out, overrides, log)
+    _write_figures(out, recipe, scores, time.monotonic() - begin)
+    titles = {method.name: method.title for method in METHODS}
+    averaged = {name: with_mean(by_task) for name, by_task in scores.items()}
+    plot_demo(out / "demo.png", _losses(out), averaged, titles, shots=recipe.target.shots)
+    return f"{score_lines(recipe, scores)}\n\n{_closing(named)}"
+
+
+def _clear(out: Path) -> None:
+    """Refuses a folder of other things; removes an earlier demo, its model excepted."""
+    check_writable(out, "--out")
+    own = {"model", "tasks", "source", "target", "demo.json", "demo.png", "demo.log"}
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there - own:
+        raise UserError(f"--out {out}: holds {min(there - own)}, which is not of the demo; give another folder")
+    for name in there - {"model"}:
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write_rows(root: Path, recipe: Recipe) -> None:
+    """The rows of all tasks, labelled by the one rule that they share, as JSON lines."""
+    for topic in recipe.data.tasks:
+        rows = iter(rows_of(topic, SHARED_RULE, sum(ROWS.values()), Random(f"rows of {topic}")))
+        (root / topic).mkdir(parents=True)
+        for split, count in ROWS.items():
+            lines = [json.dumps(next(rows)) + "\n" for _ in range(count)]
+            (root / topic / f"{split}.jsonl").write_text("".join(lines))
+
+
+def _learn(run_dir: Path, overrides: list[str], stop: StopSignal, log: IO[str]) -> None:
+    """One source stage, as people start it; its progress is shown, all it prints goes to the log."""
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS)]
+    command += ["--master_port", str(_free_port()), "--module", "bmtpt_ds", "source", "--config", "demo"]
+    command += ["--deepspeed_config", "zero3_cpu", "--run-dir", str(run_dir)]
+    for override in overrides:
+        command += ["--set", override]
+    last = ""
+    with _started(command) as job:
+        for line in job.stdout:
+            log.write(line)
+            last = line.strip() if line.startswith("bmtpt ") else last
+            if line.startswith("source") or is_verbose():
+                tqdm.write(f"     {line.rstrip()}", file=sys.stderr)
+            if stop.received is not None:
+                raise stop.stopped()
+        if job.wait() and stop.received is None:
+            raise UserError(f"the source stage failed ({last or 'no reason given'}); see {log.name}")
+    if stop.received is not None:
+        raise stop.stopped()
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[subprocess.Popen]:
+    """A launcher that is gone afterwards; its ranks end when they find it gone (see stopping.py)."""
+    ours = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "text": True}
+    job = subprocess.Popen(command, env=environment, **output)
+    try:
+        yield job
+    finally:
+        job.terminate()
+        job.wait()
+        job.stdout.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _adapt_all(out: Path, overrides: list[str], log: IO[str]) -> Scores:
+    """Every method on every target with every seed, in this process; what the runs print goes to the log."""
+    scores: Scores = {method.name: {task: [] for task in TARGETS} for method in METHODS}
+    with tqdm(total=len(METHODS) * len(TARGETS) * len(SEEDS), desc="     adapting", unit="run", disable=None) as bar:
+        for method in METHODS:
+            particles = str(out / "source" / method.name) if method.particles else "none"
+            for task in TARGETS:
+                for seed in SEEDS:
+                    recipe = load_recipe("demo", [*overrides, f"target.tasks=[{task}]", f"run.seed={seed}"])
+                    run_dir = _target_run(out, method, task, seed)
+                    with redirect_stderr(log):
+                        run_adapt(recipe, particles, run_dir, None, resume=False, overwrite=False)
+                    results = json.loads((run_dir / RESULTS).read_text())
+                    scores[method.name][task].append(results["tasks"][task]["score"])
+                    bar.update()
+    return scores
+
+
+def _target_run(out: Path, method: Method, task: str, seed: int) -> Path:
+    return out / "target" / method.name / f"{task}-{seed}"
+
+
+def _losses(out: Path) -> dict[str, tuple[list[int], list[list[float]]]]:
+    """(steps, loss of each particle at each of them) of the source stages."""
+    losses = {}
+    for method in METHODS:
+        if method.particles:
+            lines = (out / "source" / method.name / METRICS).read_text().splitlines()
+            values = [json.loads(line) for line in lines]
+            losses[method.name] = ([v["step"] for v in values], [v["losses"] for v in values])
+    return losses
+
+
+def _write_figures(out: Path, recipe: Recipe, scores: Scores, seconds: float) -> None:
+    figures = {"shots": recipe.target.shots, "seeds": list(SEEDS), "seconds": round(seconds, 1), "accuracy": scores}
+    write_atomically(out / "demo.json", (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def with_mean(by_task: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The scores of each seed by task, and under `mean` each seed's mean over the tasks."""
+    return {**{t: list(v) for t, v in by_task.items()}, "mean": [mean(v) for v in zip(*by_task.values(), strict=True)]}
+
+
+def score_lines(recipe: Recipe, scores: Scores) -> str:
+    """A line a method: mean and sample standard deviation over the seeds, of each target and of their mean."""
+    heading = f"accuracy, {recipe.target.shots} labelled rows"
+    lines = [f"{heading:<28}" + "".join(f"{task:>15}" for task in (*TARGETS, "mean"))]
+    for method in METHODS:
+        cells = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in with_mean(scores[method.name]).values()]
+        lines.append(f"{method.title:<28}" + "".join(f"{cell:>15}" for cell in cells))
+    return "\n".join([*lines, f"test rows of each task: {ROWS['test']}, two labels; ± over {len(SEEDS)} seeds"])
+
+
+def _closing(folder: Path) -> str:
+    text = "topic: course text: tomorrow she saw five lovely tiny red soup in the forest"
+    return f"""Picture: {folder}/demo.png   Figures: {folder}/demo.json   Everything printed: {folder}/demo.log
+Next:
+  tensorboard --logdir {folder}
+  echo "{text}" | bmtpt predict --prompt {folder}/target/bmtpt/course-0
+  bmtpt source --config first_run --run-dir runs/source      # a real T5 and real tasks, from the hub"""

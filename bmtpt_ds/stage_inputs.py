@@ -1,0 +1,101 @@
+"""What the stages take from a recipe, and whether they can: tasks, rows, the DeepSpeed JSON. Needs no torch.
+
+`bmtpt check` asks here what the commands ask that run a recipe.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bmtpt_ds.config import Recipe, deepspeed_json
+from bmtpt_ds.data.prepared import Prepared
+from bmtpt_ds.data.splits import Splits, few_shot, load_task
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.tasks import Task, get_task
+
+DEFAULT_JSON = "resident"
+
+
+def read_deepspeed(recipe: Recipe, json_name: str | None) -> dict[str, Any]:
+    """The DeepSpeed JSON of that path or stem (default: resident), checked against the recipe, not yet resolved."""
+    name = json_name or DEFAULT_JSON
+    ds = deepspeed_json.load(name)
+    deepspeed_json.check(ds, dtype=recipe.model.dtype, source=name)
+    return ds
+
+
+def source_tasks(recipe: Recipe) -> list[Task]:
+    """The tasks of the source stage.
+
+    Raises:
+        UserError: none, an unknown one, or one that cannot be validated as the recipe asks.
+    """
+    tasks = _tasks(recipe, recipe.source.tasks, "source.tasks")
+    for task in tasks if recipe.source.eval_every else []:
+        task.check_scoring(recipe.evaluate.scoring)
+    return tasks
+
+
+def target_task(recipe: Recipe) -> Task:
+    """The one task that the target stage adapts to.
+
+    Raises:
+        UserError: none, several, an unknown one, or one that cannot be scored as the recipe asks.
+    """
+    task, *others = _tasks(recipe, recipe.target.tasks, "target.tasks")
+    if others:
+        one = f"adapt takes one: add --set target.tasks=[{task.name}]"
+        raise UserError(f"target.tasks names {len(others) + 1} tasks, {one}")
+    task.check_scoring(recipe.evaluate.scoring)
+    return task
+
+
+def every_task(recipe: Recipe) -> list[Task]:
+    """The tasks of both stages, each once.
+
+    Raises:
+        UserError: none, or an unknown one.
+    """
+    names = list(dict.fromkeys([*recipe.source.tasks, *recipe.target.tasks]))
+    if not names:
+        raise UserError("source.tasks and target.tasks are empty: name a task, for example --set target.tasks=[mrpc]")
+    return _tasks(recipe, names, "tasks")
+
+
+def _tasks(recipe: Recipe, names: Sequence[str], key: str) -> list[Task]:
+    if not names:
+        raise UserError(f"{key} is empty: name at least one task, for example --set {key}=[sst2]")
+    return [get_task(name, recipe.data.tasks) for name in names]
+
+
+def from_hub(recipe: Recipe, task: Task) -> bool:
+    """Whether a task's rows are downloaded: neither the recipe nor the task names a folder."""
+    return not task.is_local(recipe.data.root)
+
+
+def read_splits(recipe: Recipe, tasks: Sequence[Task]) -> list[Splits]:
+    """The splits of each task: prepared ones where `data.root` holds such, else read and cut.
+
+    Raises:
+        UserError: as `load_task`; prepared rows that belong to another recipe.
+    """
+    prepared = Prepared.find(recipe.data.root)
+    if prepared:
+        prepared.check(recipe, tasks)
+        return [prepared.read(task) for task in tasks]
+    return [load_task(task, root=recipe.data.root, split_seed=recipe.data.split_seed) for task in tasks]
+
+
+def check_source_rows(recipe: Recipe, task: Task, train: Sequence) -> None:
+    """Refuses a step that wants more rows of a task than there are: they are drawn without replacement."""
+    count = recipe.source.rows_per_task
+    if count > len(train):
+        what = f"source.rows_per_task of {task.name}"
+        raise UserError(f"{what}: {count} rows without replacement from {len(train)}; give at most {len(train)}")
+
+
+def target_splits(recipe: Recipe, task: Task, splits: Splits) -> Splits:
+    """The target task's splits, `train` cut to the recipe's shots where it names some."""
+    shots = recipe.target.shots
+    if shots is None:
+        return splits
+    return splits._replace(train=few_shot(splits.train, task, shots, recipe.run.seed))
