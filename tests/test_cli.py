@@ -29,7 +29,9 @@ RESULT_KEYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["", ".config", ".config.deepspeed_json", ".tasks", ".cli", ".data.order", ".schedule"])
+@pytest.mark.parametrize(
+    "module", ["", ".config", ".config.deepspeed_json", ".tasks", ".cli", ".data.order", ".schedule"]
+)
 def test_what_a_login_node_needs_imports_nothing_heavy(module: str) -> None:
     heavy = ("torch", "deepspeed", "transformers", "datasets", "matplotlib", "peft", "triton", "mpi4py", "sklearn")
     code = f"import sys, bmtpt_ds{module}; print(*[m for m in {heavy} if m in sys.modules])"
