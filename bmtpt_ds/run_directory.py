@@ -84,11 +84,11 @@ class RunDirectory:
             if section in _FREE_SECTIONS:
                 continue
             before = was.get(section)
-            if before == values:
+            if _same(before, values):
                 continue
             keys = [section]
             if isinstance(values, dict) and isinstance(before, dict):
-                keys = [f"{section}.{k}" for k in values if before.get(k) != values[k]]
+                keys = [f"{section}.{k}" for k in values if not _same(before.get(k), values[k])]
             raise UserError(
                 f"--resume: {', '.join(keys)} differs from the run in {self.path}; "
                 "take its values, or start anew with --overwrite or another --run-dir"
@@ -136,6 +136,11 @@ def take_lock(folder: Path, what: str) -> IO | None:
     except OSError:
         return None
     return lock
+
+
+def _same(before: object, now: object) -> bool:
+    """Also in the order of their keys: that of an own task's fields is the order of its text."""
+    return yaml.safe_dump(before, sort_keys=False) == yaml.safe_dump(now, sort_keys=False)
 
 
 def check_writable(folder: Path, what: str) -> None:

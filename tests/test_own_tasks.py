@@ -170,3 +170,22 @@ def likeliest_number(b: Bench):
 @pytest.mark.parametrize("name", case)
 def test_mistake(name: str, bench: Bench, capsys: pytest.CaptureFixture) -> None:
     assert_refused(case[name], bench, capsys)
+
+
+def test_resume_sees_that_fields_of_an_own_task_changed_places(source_run: Path, recipe_text: str, tmp_path, capsys):
+    mapped = recipe_text.replace("source: {sentence: text}", "source: {sentence: text, place: shop}")
+    turned = recipe_text.replace("source: {sentence: text}", "source: {place: shop, sentence: text}")
+    arguments = [
+        "--config",
+        str(tmp_path / "recipe.yaml"),
+        "--set",
+        "source.steps=2",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    (tmp_path / "recipe.yaml").write_text(mapped)
+    assert main(["source", *arguments]) == 0
+    (tmp_path / "recipe.yaml").write_text(turned)
+    capsys.readouterr()
+    assert main(["source", *arguments, "--resume"]) == 2
+    assert "data.tasks differs" in capsys.readouterr().err
