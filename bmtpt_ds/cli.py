@@ -24,7 +24,7 @@ _EPILOG = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status: 0, 2 for a user's mistake (one line on stderr), 128 + signal when stopped."""
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     quieten(verbose=getattr(options, "verbose", False))
     try:
         options.run(options)
@@ -142,7 +142,8 @@ def _tasks(options: argparse.Namespace) -> None:
     print(list_tasks(options.names, own))
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """The parser of `bmtpt`, its commands in it."""
     parser = Parser(
         prog="bmtpt", description="Bayesian multi-task prompt tuning on a frozen, sharded T5.", epilog=_EPILOG
     )

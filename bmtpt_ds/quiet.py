@@ -76,6 +76,8 @@ def quieten(*, verbose: bool) -> None:
         waits = logging.getLogger("huggingface_hub.utils._http")
         waits.setLevel(logging.WARNING)
         waits.addFilter(_is_of_waiting)
+        # a CUDA build of torch on a machine without GPU is no news
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _filter_warnings(verbose: bool) -> None:

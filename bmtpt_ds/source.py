@@ -52,7 +52,7 @@ class Posterior:
     def describe(self) -> str:
         """In a few words for a person."""
         count, length, hidden = self.particles.shape
-        return f"{count} particles of {length} x {hidden}"
+        return f"{count} particle{'s' * (count > 1)} of {length} x {hidden}"
 
     def tensors(self) -> dict[str, torch.Tensor]:
         moments = {f"optimizer.{name}": value for name, value in self.state.items()}

@@ -6,7 +6,6 @@
 #   PIP_EXTRA_INDEX_URL  a further package index; without it PyTorch's index of CPU builds is one where there is no GPU
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
-need_gib=4 # .venv with a CPU build of torch takes 3; pip unpacks beside it
 
 refuse() {
     echo "$(basename "$0"): $1" >&2
@@ -58,13 +57,14 @@ cpu_builds() { # where there is no NVIDIA GPU: PyPI's torch 2.13.0 brings gigaby
 }
 
 install_package() {
-    local have free
-    have="$(du -sk "$venv" | cut -f1)" free="$(df -Pk "$root" | awk 'NR == 2 { print $4 }')"
-    [ $((have + free)) -ge $((need_gib * 1048576)) ] || refuse "$root has $((free / 1024)) MiB free: .venv needs $need_gib GiB"
-    echo "setup: installing into $venv (1 to 5 minutes)" >&2
+    local index have free need=7 # GiB: .venv takes 5.6 with PyPI's torch, 3 with a CPU build; pip unpacks beside it
     [ "$python" = "$venv/bin/python" ] || "$python" -m venv "$venv"
+    index="$(cpu_builds)" have="$(du -sk "$venv" | cut -f1)" free="$(df -Pk "$root" | awk 'NR == 2 { print $4 }')"
+    [[ "$("$venv/bin/python" -m pip index versions $index torch 2>/dev/null)" != *+cpu* ]] || need=4
+    [ $((have + free)) -ge $((need * 1048576)) ] || refuse "$root has $((free / 1024)) MiB free: .venv needs $need GiB"
+    echo "setup: installing into $venv (1 to 5 minutes)" >&2
     (cd "$root" && "$venv/bin/python" -m pip install --quiet --no-input --progress-bar off --disable-pip-version-check \
-        $(cpu_builds) -c constraints.txt -e ".[$1]")
+        $index -c constraints.txt -e ".[$1]")
     state >"$venv/.installed-$1"
 }
 

@@ -13,12 +13,12 @@ import pytest
 import bmtpt_ds
 from bmtpt_ds import quiet
 from bmtpt_ds.arguments import Parser
-from bmtpt_ds.cli import _parser, main
+from bmtpt_ds.cli import command_line, main
 from bmtpt_ds.progress import Pass, duration, readable_bytes
 from tests import launch
 from tests.terminal import run_on_terminal
 
-COMMANDS = list(_parser().commands)
+COMMANDS = list(command_line().commands)
 
 
 def ended(arguments: list[str]) -> int:
@@ -49,7 +49,7 @@ def test_help_says_of_every_option_its_default_or_that_it_is_required(command: s
     ended([command, "--help"])
     entries = re.split(r"\n  (?=--)", capsys.readouterr().out)
     said = {entry.split()[0]: " ".join(entry.split("\n\n")[0].split()) for entry in entries[1:]}
-    actions = [a for a in _parser().commands[command]._actions if a.option_strings and a.help != argparse.SUPPRESS]
+    actions = [a for a in command_line().commands[command]._actions if a.option_strings and a.help != argparse.SUPPRESS]
     for action in actions:
         if action.nargs == 0:  # what is not given is not done
             continue
@@ -64,7 +64,7 @@ def test_examples_can_be_run(command: str, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     ended([command, "--help"])
     out = capsys.readouterr().out
-    parser = _parser()
+    parser = command_line()
     examples = parser.commands[command].examples
     assert examples
     for example in examples:
@@ -149,14 +149,14 @@ def test_of_several_ranks_the_first_one_speaks(rank: str, capsys, monkeypatch) -
 @pytest.mark.parametrize("words", [["--local_rank=1"], ["--local_rank", "1"], ["--verbose"]])
 def test_what_goes_before_and_behind_a_command(words: list[str]) -> None:
     for line in ([*words, *SOURCE], [*SOURCE, *words]):
-        options = _parser().parse_args(line)
+        options = command_line().parse_args(line)
         assert options.command == "source"
         assert getattr(options, "verbose", False) == ("--verbose" in words)
 
 
 def test_values_may_look_like_commands_or_numbers() -> None:
     line = ["--local_rank", "0", "evaluate", "--prompt", "source", "--task", "adapt", "-3", "--set", "a=-1"]
-    options = _parser().parse_args(line)
+    options = command_line().parse_args(line)
     assert (options.command, options.task, options.set) == ("evaluate", ["adapt", "-3"], ["a=-1"])
 
 
@@ -270,7 +270,7 @@ def test_plain_lines_say_what_the_metrics_say(recipe: Path, tmp_path: Path, caps
     assert head[0] == f"source into {run}: 6 steps, 3 particles of 5 x 32"
     assert head[1] == "rows (train + validation + test): sst2 60 + 15 + 15, cola 60 + 15 + 15"
     assert re.fullmatch(r"model \S+: 55,936 parameters, float32, on 1 cpu rank", head[2])
-    assert lines[-1] == f"source: 6 steps done, 3 particles in {run}/particles.safetensors"
+    assert lines[-1] == f"source: 6 steps done, 3 particles of 5 x 32 in {run}/particles.safetensors"
     written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(written) == len(lines) - 1 == 5
     for values, line in zip(written, lines, strict=False):
@@ -308,7 +308,7 @@ def test_a_run_on_a_terminal(recipe: Path, tmp_path: Path) -> None:
     figures = r"40/40, done, loss \S+, kernel \S+, drive \S+, rep \S+, \S+ s/step"
     assert re.fullmatch(rf"source \|\S+\| {figures}", bars[0])
     assert re.search(r"\| \d+/40, \d+ s left, loss ", screen.written)
-    assert screen.lines[-2:] == ["source: 40 steps done, 3 particles in run/particles.safetensors", ""]
+    assert screen.lines[-2:] == ["source: 40 steps done, 3 particles of 5 x 32 in run/particles.safetensors", ""]
 
 
 NESTED = """

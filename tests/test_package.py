@@ -99,6 +99,7 @@ def launch(tmp_path):
     script(
         root / ".venv/bin/python",
         f'case "$1 $2 $3" in\n"-m pip install") echo pip "$@" >>"{log}" ;;\n"-m pip --version") ;;\n'
+        f'"-m pip index") echo "Available versions: 2.13.0${{OFFERED:-+cpu}}" ;;\n'
         f'"-m pytest "*) shift 2; echo pytest "$@" >>"{log}"; exit 5 ;;\n'
         f'"-c from urllib"*) exit "$UNREACHED" ;;\n*) exec "{sys.executable}" "$@" ;;\nesac',
     )
@@ -166,7 +167,11 @@ def test_quickstart_goes_to_the_demo_and_passes_its_status_on(launch):
 
 
 def test_quickstart_says_what_is_missing_before_anything_starts(launch):
-    for env, words in (({"FREE_KIB": "1000"}, "GiB"), ({"CXX": "no-compiler"}, "missing: g++")):
+    five = str(5 << 20)  # enough with a CPU build of torch, too little with CUDA
+    assert launch(launcher="quickstart.sh", FREE_KIB=five)[0] == 0
+    (launch.root / ".venv/.installed-test,plot,triton").unlink()
+    cuda = {"FREE_KIB": five, "OFFERED": "+cu130"}
+    for env, words in ((cuda, "GiB"), ({"FREE_KIB": "1000"}, "GiB"), ({"CXX": "no-compiler"}, "missing: g++")):
         status, errors, log = launch(launcher="quickstart.sh", **env)
         assert (status, log) == (2, [])
         assert words in errors[-1]

@@ -59,7 +59,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
             processed = {"source": source.steps * cells, "target": 0}
             write_particles(run_dir, session, posterior.particles, source.tasks, processed)
             write_results(run_dir / RESULTS, session, processed, posterior.particles.numel())
-        log.say(f"source: {source.steps} steps done, {source.particles} particles in {run_dir / PARTICLES}")
+        log.say(f"source: {source.steps} steps done, {posterior.describe()} in {run_dir / PARTICLES}")
 
 
 def run_adapt(

@@ -27,6 +27,7 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.demo_plot import plot_demo
 from bmtpt_ds.experiments.toy_model import toy_model
 from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
+from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.quiet import is_verbose, say
 from bmtpt_ds.run_directory import METRICS, RESULTS, check_writable
 from bmtpt_ds.stopping import StopSignal
@@ -159,6 +160,7 @@ def _free_port() -> int:
 def _adapt_all(out: Path, overrides: list[str], log: IO[str]) -> Scores:
     """Every method on every target with every seed, in this process; what the runs print goes to the log."""
     scores: Scores = {method.name: {task: [] for task in TARGETS} for method in METHODS}
+    Ranks(load_recipe("demo").run.timeout)  # DeepSpeed silences a compiler on the stderr that is there when it begins
     with tqdm(total=len(METHODS) * len(TARGETS) * len(SEEDS), desc="     adapting", unit="run", disable=None) as bar:
         for method in METHODS:
             particles = str(out / "source" / method.name) if method.particles else "none"
