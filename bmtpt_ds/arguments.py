@@ -1,6 +1,7 @@
 """How a command line reads: help with examples, one line for a mistake, and the options that commands share."""
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -58,6 +59,8 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(args, namespace)
         if rest:
             hint = "; repeat --set before every KEY=VALUE" if "=" in rest[0] else ""
+            if rest[0] == "=" or any(override.endswith("=") for override in getattr(options, "set", ())):
+                hint = "; write KEY=VALUE without spaces, or put quotes around it"
             self.commands.get(options.command, self).error(f"{rest[0]!r} belongs to no option{hint}")
         return options
 
@@ -82,7 +85,9 @@ class Parser(argparse.ArgumentParser):
                 is_value = known[name].nargs != 0 and not equals
             else:
                 shown = [n for n, action in known.items() if action.help != argparse.SUPPRESS]
-                self.error(f"unknown option {name}{nearest(name, shown)}")
+                misplaced = [c for c, command in self.commands.items() if name in command._option_string_actions]
+                mend = f": it goes behind the command, {self.prog} {misplaced[0]} {name}" if misplaced else ""
+                self.error(f"unknown option {name}{mend or nearest(name, shown)}")
 
     def _there_are(self) -> str:
         return f"; there are {', '.join(self.commands)}"
@@ -118,10 +123,23 @@ class _Help(argparse.HelpFormatter):
         return f"{text} (default: {'none' if action.default in (None, []) else '%(default)s'})"
 
 
+def given(text: str) -> str:
+    """For `type` of an option that takes a name or a path: not empty, `~` as the shell reads it, also behind `=`."""
+    if not text:
+        raise argparse.ArgumentTypeError("empty; is a variable of the shell not set?")
+    return os.path.expanduser(text)
+
+
+def given_path(text: str) -> Path:
+    """As `given`, of an option that takes a file or a folder."""
+    return Path(given(text))
+
+
 def add_recipe(command: Parser) -> argparse._ArgumentGroup:
     """`--config` and `--set`, in a group of their own; the group."""
     group = command.add_argument_group("recipe")
-    group.add_argument("--config", required=True, metavar="RECIPE", help="a YAML file or the name of a shipped recipe")
+    text = "a YAML file or the name of a shipped recipe"
+    group.add_argument("--config", required=True, type=given, metavar="RECIPE", help=text)
     add_set(group)
     return group
 
@@ -141,6 +159,7 @@ def add_deepspeed(command: argparse._ActionsContainer) -> None:
     """`--deepspeed_config`, to a command or a group of its options."""
     command.add_argument(
         "--deepspeed_config",
+        type=given,
         metavar="JSON",
         help="how the model is laid out: a file or the stem of a shipped one, such as zero3 "
         "(default: resident, the model whole on every rank)",
@@ -151,7 +170,7 @@ def add_run_dir(command: Parser) -> None:
     """`--run-dir`, `--resume`, `--overwrite` and `--deepspeed_config`."""
     group = command.add_argument_group("run")
     group.add_argument(
-        "--run-dir", required=True, type=Path, metavar="DIR", help="the folder that the run is written to"
+        "--run-dir", required=True, type=given_path, metavar="DIR", help="the folder that the run is written to"
     )
     group.add_argument("--resume", action="store_true", help="go on with the run in DIR; start if there is none")
     group.add_argument("--overwrite", action="store_true", help="remove the run in DIR first")

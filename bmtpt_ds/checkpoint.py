@@ -9,6 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UserError, written
 
+GO_ON = "then go on with --resume"  # what a run may do where it could not write
 TEMPORARY = ".*.tmp"  # names of files that are not complete
 _PREFIX, _SUFFIX = "step-", ".safetensors"
 
@@ -37,7 +39,7 @@ class Damaged(UserError):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Writes a file atomically: under another name, flushed to the disk, then renamed.
+    """Writes a file of a run atomically: under another name, flushed to the disk, then renamed.
 
     Args:
         tensors: on any device.
@@ -49,26 +51,32 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], state: Mappin
     cpu = {name: t.detach().to("cpu", copy=False).contiguous() for name, t in tensors.items()}
     text = json.dumps(state, sort_keys=True)
     data = save(cpu, metadata={"state": text, "sha256": _digest(cpu, text)})
-    write_atomically(path, data)
+    write_atomically(path, data, GO_ON)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file appears whole or not at all, whenever the process or the machine dies."""
+def write_atomically(path: Path, data: bytes, then: str = "") -> None:
+    """The file appears whole or not at all, whenever the process or the machine dies.
+
+    Raises:
+        UserError: the folder cannot be written; `then` is what to do when that is mended.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+    with written(path, then):
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError:
+            with suppress(OSError):  # a folder that is not there
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_tensors(path: Path) -> Stored:
@@ -109,7 +117,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step`, then drops those that are over."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with written(self.folder, GO_ON):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.folder / f"{_PREFIX}{step:08d}{_SUFFIX}", tensors, {**state, "step": step})
         for path in self._paths()[: -self._keep]:
             path.unlink(missing_ok=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from bmtpt_ds import __version__
-from bmtpt_ds.arguments import Parser, add_deepspeed, add_recipe, add_run_dir, add_set
-from bmtpt_ds.commands.text_lines import answers_only
+from bmtpt_ds.arguments import Parser, add_deepspeed, add_recipe, add_run_dir, add_set, given, given_path
+from bmtpt_ds.commands.text_lines import answers_only, end_output, show
 from bmtpt_ds.config import load_recipe, override_recipe
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, quieten
+from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, print_line, quieten
 from bmtpt_ds.stopping import Stopped
 
 _EPILOG = (
@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as mistake:
         if is_first_rank():
             # names of files, and what libraries say, may hold line breaks
-            print(f"bmtpt {options.command}: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
+            print_line(f"bmtpt {options.command}: {' '.join(str(mistake).splitlines())}")
         else:
             let_first_rank_speak()
         return 2
     except Stopped as stopped:
         if is_first_rank():
             mend = "; go on with --resume" if "resume" in options else ""
-            print(f"bmtpt {options.command}: stopped by {stopped}{mend}", file=sys.stderr)
+            print_line(f"bmtpt {options.command}: stopped by {stopped}{mend}")
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         return 130
@@ -55,10 +55,13 @@ def program() -> NoReturn:
         status = main()
     except SystemExit as end:  # argparse's
         status = end.code if isinstance(end.code, int) else 1
+    try:
+        end_output()
+    except UserError as mistake:  # of what argparse has printed
+        print_line(f"bmtpt: {mistake}")
+        status = status or 2
     if status == 0:
         sys.exit(0)
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by whoever started us
-        stream.flush()
     os._exit(status)
 
 
@@ -68,7 +71,7 @@ def _demo(options: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from bmtpt_ds.experiments.demo import run_demo
 
-    print(run_demo(options.out))
+    show(run_demo(options.out))
 
 
 def _source(options: argparse.Namespace) -> None:
@@ -110,7 +113,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.predictions,
     )
     if table:
-        print(table)
+        show(table)
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -132,14 +135,14 @@ def _check(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
     from bmtpt_ds.commands.check import check_recipe
 
-    print(check_recipe(recipe, options.config, options.deepspeed_config))
+    show(check_recipe(recipe, options.config, options.deepspeed_config))
 
 
 def _tasks(options: argparse.Namespace) -> None:
     own = load_recipe(options.config).data.tasks if options.config else {}
     from bmtpt_ds.tasks.listing import list_tasks
 
-    print(list_tasks(options.names, own))
+    show(list_tasks(options.names, own))
 
 
 def command_line() -> Parser:
@@ -167,7 +170,11 @@ def _add_demo(parser: Parser) -> None:
         "bmtpt demo",
     )
     command.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where it is written; an earlier demo goes"
+        "--out",
+        type=given_path,
+        default=Path("runs/demo"),
+        metavar="DIR",
+        help="the folder to write; an earlier demo goes",
     )
 
 
@@ -191,9 +198,8 @@ def _add_adapt(parser: Parser) -> None:
         "adapt the particles' mean to a target task, validate, test once",
         "bmtpt adapt --config first_run --particles runs/source --run-dir runs/mrpc",
     )
-    add_recipe(command).add_argument(
-        "--particles", required=True, metavar="DIR|FILE|none", help="a run of `source`; none: from vocabulary rows"
-    )
+    text = "a run of `source`; none: from vocabulary rows"
+    add_recipe(command).add_argument("--particles", required=True, type=given, metavar="DIR|FILE|none", help=text)
     add_run_dir(command)
 
 
@@ -206,15 +212,15 @@ def _add_evaluate(parser: Parser) -> None:
     )
     what = command.add_argument_group("what is scored")
     what.add_argument(
-        "--prompt", required=True, type=Path, metavar="DIR", help="a run of `adapt`, or of `source` (zero shots)"
+        "--prompt", required=True, type=given_path, metavar="DIR", help="a run of `adapt`, or of `source` (zero shots)"
     )
     what.add_argument("--task", nargs="+", default=[], help="tasks to score (default: those of the run)")
     what.add_argument("--split", choices=("validation", "test"), default="test", help="the rows to score")
     add_set(what)
     add_deepspeed(what)
     files = command.add_argument_group("what is written")
-    files.add_argument("--json", type=Path, metavar="FILE", help="the scores (0 to 100) as JSON")
-    files.add_argument("--predictions", type=Path, metavar="FILE", help="a JSON line for every row")
+    files.add_argument("--json", type=given_path, metavar="FILE", help="the scores (0 to 100) as JSON")
+    files.add_argument("--predictions", type=given_path, metavar="FILE", help="a JSON line for every row")
 
 
 def _add_predict(parser: Parser) -> None:
@@ -238,7 +244,7 @@ def _add_predict(parser: Parser) -> None:
         "--prompt",
         required=True,
         nargs="+",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="runs of `adapt`, or of `source` (the particles' mean), all of one model",
     )
@@ -258,7 +264,7 @@ def _add_prepare(parser: Parser) -> None:
         "bmtpt source --config first_run --set data.root=runs/data --run-dir runs/source",
     )
     group = add_recipe(command)
-    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write, new or empty")
+    group.add_argument("--out", required=True, type=given_path, metavar="DIR", help="the folder to write, new or empty")
     group.add_argument("--overwrite", action="store_true", help="replace what `prepare` has written in DIR")
 
 
@@ -285,5 +291,8 @@ def _add_tasks(parser: Parser) -> None:
     what = command.add_argument_group("what is listed")
     what.add_argument("names", nargs="*", metavar="NAME", help="tasks to list; without any: all")
     what.add_argument(
-        "--config", metavar="RECIPE", help="a recipe whose own tasks (data.tasks) are listed too (default: no recipe)"
+        "--config",
+        type=given,
+        metavar="RECIPE",
+        help="a recipe whose own tasks (data.tasks) are listed too (default: no recipe)",
     )

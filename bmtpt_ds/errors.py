@@ -1,7 +1,18 @@
-"""The one exception that stands for a mistake of the user's, and the guess that its text offers."""
+"""The one exception that stands for a mistake of the user's, and what its text offers: a guess, a mend."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_MENDS = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, your quota on that disk is used up",
+    errno.EROFS: "give a place that can be written",
+    errno.EACCES: "give a folder of yours",
+    errno.EPERM: "give a folder of yours",
+}
+UNWRITABLE = frozenset(_MENDS)  # numbers of the OSErrors that say that a place cannot be written
 
 
 class UserError(Exception):
@@ -16,3 +27,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error's text that offers the known name most like `name`; "" where none is like it."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]}?" if close else ""
+
+
+@contextmanager
+def written(what: object, then: str = "") -> Iterator[None]:
+    """Around whatever writes `what`: a full disk, a lacking permission and their like become a UserError.
+
+    Args:
+        then: what to do when it is mended, behind the mend.
+    """
+    try:
+        yield
+    except OSError as error:
+        mends = ", ".join(filter(None, [_MENDS.get(error.errno), then]))
+        raise UserError(f"{what}: cannot be written: {error.strerror or error}{mends and f'; {mends}'}") from None

@@ -49,8 +49,11 @@ def local_folder(name_or_path: str) -> Path | None:
         if not (folder / "config.json").is_file():
             raise UserError(f"model.name_or_path {folder}: no config.json in that folder; it should be a T5 checkpoint")
         return folder
+    if folder.exists():
+        raise UserError(f"model.name_or_path {folder}: that is a file; give the folder of a T5 checkpoint")
     if folder.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") > 1:
-        raise UserError(f"model.name_or_path {name_or_path}: no such folder")
+        mend = "give the folder of a T5 checkpoint, or a name on the hub, owner/name"
+        raise UserError(f"model.name_or_path {name_or_path}: no such folder; {mend}")
     return None
 
 
@@ -105,7 +108,7 @@ def checkpoint_file(folder: Path) -> Path:
         for file in (folder / f"{name}{INDEX}", folder / name):
             if file.is_file():
                 return file
-    raise UserError(f"{folder}: no {' and no '.join(WEIGHT_FILES)} in that folder")
+    raise UserError(f"{folder}: no {' and no '.join(WEIGHT_FILES)} in that folder; add the weights of that T5")
 
 
 def shards(index: Path) -> dict[str, Path]:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 from tqdm import tqdm
 
+from bmtpt_ds.quiet import print_line
+
 _LEAST_BAR = 4  # columns
 _EXACT = 9999  # counts up to it are written out, larger ones in thousands
 _BAR_AFTER, _LINE_AFTER, _LINE_EVERY = 3.0, 10.0, 30.0  # seconds; what takes less says nothing
@@ -106,7 +108,7 @@ class Pass:
         elif now > self._next_line and self._done < self._total:
             self._next_line = now + _LINE_EVERY
             of = f"{self._unit(self._done)} of {self._unit(self._total)}"
-            print(f"{self._title} {of}  {left}", file=sys.stderr, flush=True)
+            print_line(f"{self._title} {of}  {left}")
 
     def _draw(self, now: float, left: str) -> None:
         if self._bar is None and now - self._begun > _BAR_AFTER:

@@ -60,9 +60,16 @@ def _read(path: Path, tensor: str, command: str) -> Stored:
 
 
 def prompt_for(stored: Stored, task: str) -> torch.Tensor:
-    """The prompt [L, H] for a task: of a run of `adapt` the task's own, of a run of `source` the particles' mean."""
+    """The prompt [L, H] for a task: of a run of `adapt` the task's own, of a run of `source` the particles' mean.
+
+    Raises:
+        UserError: a run of `adapt` for another task.
+    """
     if "particles" in stored.tensors:
         return stored.tensors["particles"].mean(dim=0)
+    if f"{task}.a" not in stored.tensors:
+        theirs = ", ".join(stored.state["tasks"])
+        raise UserError(f"{stored.path}: its prompt is for {theirs} and not for {task}; leave out --set target.tasks")
     a, b = stored.tensors[f"{task}.a"], stored.tensors[f"{task}.b"]
     return ComposedPrompt(stored.tensors["full"], a, b).compose()
 

@@ -10,7 +10,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from bmtpt_ds.errors import UNWRITABLE
 
 # seconds: a launcher ends all ranks once one of them has failed, and only the first one says why
 _LET_FIRST_SPEAK = 5.0
@@ -38,6 +40,12 @@ def let_first_rank_speak() -> None:
 def say(text: str) -> None:
     """A sentence to the person who watches, from rank 0."""
     if is_first_rank():
+        print_line(text)
+
+
+def print_line(text: str) -> None:
+    """A line on stderr from any rank. That nobody can read it, the reader of a pipe being gone, ends no run."""
+    with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
@@ -69,6 +77,8 @@ def quieten(*, verbose: bool) -> None:
         os.environ.setdefault(variable, levels[verbose])
     if not sys.warnoptions:
         _filter_warnings(verbose)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _of_a_thread
     if not verbose:
         for variable in _BARS:
             os.environ.setdefault(variable, "1")
@@ -94,6 +104,12 @@ def _filter_warnings(verbose: bool) -> None:
 
 def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None):
     return f"warning: {' '.join(str(message).split())} ({os.path.basename(filename)}:{lineno})\n"
+
+
+def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread that could not write also hands its error to the run, which says it in one line."""
+    if getattr(failure.exc_value, "errno", None) not in UNWRITABLE:
+        threading.__excepthook__(failure)
 
 
 def _is_of_waiting(record: logging.LogRecord) -> bool:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +12,8 @@ import yaml
 from bmtpt_ds.checkpoint import TEMPORARY, Checkpoints, Stored, write_atomically
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.config.yaml_text import parse_yaml
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.quiet import print_line
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
@@ -55,7 +56,7 @@ class RunDirectory:
             return None
         stored, refused = self.checkpoints.load_latest()
         for line in refused:
-            print(f"{line}; the checkpoint before it is used", file=sys.stderr)
+            print_line(f"{line}; the checkpoint before it is used")
         return stored
 
     def check(self) -> None:
@@ -99,16 +100,22 @@ class RunDirectory:
 
     def open(self) -> None:
         """Makes the directory, takes its lock, removes what --overwrite gives up, writes the resolved recipe."""
-        try:
+        is_new = not self.path.exists()
+        with written(f"--run-dir {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if self._overwrite:
                 for name in _OWN:
                     entry = self.path / name
                     shutil.rmtree(entry) if entry.is_dir() else name == ".lock" or entry.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"--run-dir {self.path}: cannot be written: {error.strerror or error}") from None
-        write_atomically(self.path / CONFIG, self._config_text().encode())
+        try:
+            write_atomically(self.path / CONFIG, self._config_text().encode())
+        except UserError:
+            if is_new:
+                with suppress(OSError):  # not empty: another process has begun there too
+                    (self.path / ".lock").unlink()
+                    self.path.rmdir()
+            raise
 
     def _take_lock(self) -> None:
         self._lock = take_lock(self.path, "--run-dir")  # held until the process ends
@@ -162,6 +169,26 @@ def check_writable(folder: Path, what: str) -> None:
         raise UserError(f"{what} {folder}: {nearest} cannot be written; give a folder of yours")
 
 
+def check_files(files: dict[str, Path | None]) -> None:
+    """Refuses, before the work is done, files to be written of which one could not be; by the option that names each.
+
+    Raises:
+        UserError: no folder, a folder in its place, no permission, one file for two things.
+    """
+    taken: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is None:
+            continue
+        if not file.parent.is_dir():
+            raise UserError(f"{option} {file}: the folder {file.parent} does not exist; make it first")
+        if file.is_dir():
+            raise UserError(f"{option} {file}: that is a folder; give a file")
+        check_writable(file.parent, f"{option} {file}:")
+        other = taken.setdefault(file.resolve(), option)
+        if other != option:
+            raise UserError(f"{option} {file}: that is what {other} writes; give another file")
+
+
 def read_run_recipe(path: Path) -> tuple[str, dict]:
     """The stage (`source` or `adapt`) and the resolved recipe, as plain values, of a run's directory.
 
@@ -170,7 +197,10 @@ def read_run_recipe(path: Path) -> tuple[str, dict]:
     """
     config = path / CONFIG
     if not config.is_file():
-        raise UserError(f"{path}: not a run's directory (no {CONFIG} in it)")
+        why, run = f"no {CONFIG} in it", "the folder that was a run's --run-dir"
+        if path.is_file():
+            why, run = "a file", f"its folder, {path.parent}" if (path.parent / CONFIG).is_file() else run
+        raise UserError(f"{path}: not a run's directory ({why}); give {run}")
     values = _read_config(config)
     values.pop("particles", None)
     return values.pop("stage"), values

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 from tqdm import tqdm
 
-from bmtpt_ds.checkpoint import write_atomically
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.checkpoint import GO_ON, write_atomically
+from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
-from bmtpt_ds.run_directory import check_writable
+from bmtpt_ds.run_directory import METRICS, check_writable
 
 
 def is_log_step(step: int, log_every: int, steps: int) -> bool:
@@ -66,14 +67,14 @@ class Phases:
 
 
 class RunLog:
-    """The log of one run; on ranks other than 0 it does nothing."""
+    """The log of one run. Rank 0 writes and speaks; where it cannot write, all ranks learn of it."""
 
     def __init__(
         self,
         folder: Path,
         ds: Mapping[str, Any],
         *,
-        first: bool,
+        ranks: Ranks,
         start: int,
         validated: int,
         steps: int,
@@ -87,16 +88,21 @@ class RunLog:
             validated: likewise for the lines of validations.
             steps: of the whole run.
             title: the stage, in front of every line for a person.
+
+        Raises:
+            UserError: the disk is full, and its like.
         """
         self.phases = Phases()
-        self._first, self._steps = first, steps
-        if not first:
-            return
-        self._path = folder / "metrics.jsonl"
+        self._ranks, self._first, self._steps = ranks, ranks.first, steps
+        self._path, self._title = folder / METRICS, title
+        self._bar = open_bar(title, steps, done=start, shown=self._first)
+        self._monitor: MonitorMaster | None = None
+        ranks.first_does(lambda: self._open(ds, start, validated))
+
+    def _open(self, ds: Mapping[str, Any], start: int, validated: int) -> None:
         self._keep_lines_until(start, validated)
-        self._monitor = MonitorMaster(get_monitor_config(_monitor_sections(ds, folder)))
-        self._bar = open_bar(title, steps, done=start, shown=first)
-        self._title = title
+        with written(f"what the monitors log of {self._path.parent}", GO_ON):
+            self._monitor = MonitorMaster(get_monitor_config(_monitor_sections(ds, self._path.parent)))
 
     def _keep_lines_until(self, start: int, validated: int) -> None:
         if not self._path.exists():
@@ -109,7 +115,7 @@ class RunLog:
                 continue  # torn by the kill
             if values["step"] <= (validated if "validation" in values else start):
                 kept.append(line)
-        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode(), GO_ON)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -119,16 +125,24 @@ class RunLog:
     def line(self, values: Mapping[str, Any]) -> None:
         """One line of metrics: to the file, to the monitor, and in short to a person.
 
+        All ranks must come here together.
+
         Args:
-            values: has `step`; numbers, lists of numbers and nested mappings of them.
+            values: rank 0's count: `step`; numbers, lists of numbers and nested mappings of them.
+
+        Raises:
+            UserError: the disk is full, and its like; on all ranks.
         """
-        if not self._first:
-            return
+        self._ranks.first_does(lambda: self._line(values))
+
+    def _line(self, values: Mapping[str, Any]) -> None:
         values = _finite(values)
-        with open(self._path, "a") as file:
+        with written(self._path, GO_ON), open(self._path, "a") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
         step = values["step"]
-        self._monitor.write_events([(f"{self._title}/{k}", v, step) for k, v in _flatten(values) if k != "step"])
+        events = [(f"{self._title}/{k}", v, step) for k, v in _flatten(values) if k != "step"]
+        with written(f"what the monitors log of {self._path.parent}", GO_ON):
+            self._monitor.write_events(events)
         if "validation" in values:
             self.say(f"{self._title} {step}/{self._steps}  {_validation(values['validation'])}")
             return
@@ -141,7 +155,8 @@ class RunLog:
     def say(self, text: str) -> None:
         """A sentence to the person who watches."""
         if self._first:
-            tqdm.write(text, file=sys.stderr)  # above the bar where there is one
+            with suppress(OSError):  # who watched has gone: the run goes on
+                tqdm.write(text, file=sys.stderr)  # above the bar where there is one
 
     def close(self) -> None:
         if self._first:

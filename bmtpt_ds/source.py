@@ -8,6 +8,7 @@ ranks, and moves the particles by one SVGD step, on rank 0, which then tells the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -107,10 +108,10 @@ def learn_posterior(
         log.advance(step)
         # saved before a validation too: one that a signal breaks off is done again on resume
         save = step % run.save_every == 0 or step == source.steps or gradient.stop or _due(source.eval_every, step)
-        if save and ranks.first:
-            checkpoints.save(step, posterior.tensors(), about | posterior.counters())
+        if save:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
+            state = about | posterior.counters()
+            ranks.first_does(partial(checkpoints.save, step, posterior.tensors(), state))
         if gradient.stop:
-            ranks.wait()  # until the checkpoint is there: a launcher ends all ranks as soon as one has left
             raise session.stop.stopped()
 
 

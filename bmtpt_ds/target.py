@@ -6,7 +6,7 @@ W * (a b^T), W [L, H] begun at theta_bar, a [L] and b [H] at ones; all three are
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -147,10 +147,10 @@ def adapt(
         log.advance(step)
         # saved before a validation too: one that a signal breaks off is done again on resume
         save = step % run.save_every == 0 or gradient.stop or _validation_due(target, step)
-        if save and ranks.first:
-            checkpoints.save(step, adaptation.tensors(), about | adaptation.counters())
+        if save:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
+            state = about | adaptation.counters()
+            ranks.first_does(partial(checkpoints.save, step, adaptation.tensors(), state))
         if gradient.stop:
-            ranks.wait()  # until the checkpoint is there: a launcher ends all ranks as soon as one has left
             raise session.stop.stopped()
 
 

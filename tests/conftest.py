@@ -1,11 +1,15 @@
 """Fixtures that several folders of tests use."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import toy
+
+# DeepSpeed's compiled operators, of this environment: another one's would be compiled over, and back again
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 @pytest.fixture(scope="session")

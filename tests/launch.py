@@ -26,6 +26,8 @@ _OF_JOBS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 # a command in this process quietens the libraries for its lifetime
 _OF_QUIET = ("_VERBOSITY", "_LOG_LEVEL", "_DISABLE_PROGRESS_BARS")
 
+_WAITS = ("getting DeepSpeed ready", "reading the rows of")
+
 
 def environment() -> dict[str, str]:
     """This process's environment, for one rank on a CPU, one thread each."""
@@ -149,12 +151,20 @@ def run(command: Sequence[str], log: Path, *, status: int = 0, variables: Mappin
         return job.text
 
 
-def run_commands(commands: Sequence[Sequence[object]], folder: Path, *, ranks: int = 0) -> list[dict]:
+def lines_of(text: str) -> list[str]:
+    """The lines of what a run has printed, but for those of a slow machine: what it waits for."""
+    return [line for line in text.splitlines() if not line.startswith(_WAITS)]
+
+
+def run_commands(
+    commands: Sequence[Sequence[object]], folder: Path, *, ranks: int = 0, before: Sequence[str] = ()
+) -> list[dict]:
     """Runs commands of bmtpt one after another in one job, which spares the start of all but the first.
 
     Args:
         folder: for the list and the outcome.
         ranks: under the launcher; 0: a plain process.
+        before: a program that starts the job, with its arguments.
 
     Returns:
         for each command what `tests/distributed/commands.py` writes of it.
@@ -164,5 +174,5 @@ def run_commands(commands: Sequence[Sequence[object]], folder: Path, *, ranks: i
     plan.write_text(json.dumps([[str(argument) for argument in command] for command in commands]))
     arguments = [COMMANDS, plan, outcome]
     command = deepspeed(ranks, *arguments) if ranks else [sys.executable, *map(str, arguments)]
-    run(command, folder / "log")
+    run([*before, *command], folder / "log")
     return json.loads(outcome.read_text())

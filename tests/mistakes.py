@@ -12,6 +12,7 @@ from typing import IO, NamedTuple
 import pytest
 
 from bmtpt_ds.cli import main
+from tests.launch import lines_of
 
 
 class Runs(NamedTuple):
@@ -143,8 +144,8 @@ def assert_refused(case: Case, bench: Bench, capsys: pytest.CaptureFixture) -> N
         status = main(arguments)
     out, err = capsys.readouterr()
     assert status == 2
-    assert len(err.splitlines()) == 1, err
-    assert err.startswith(f"bmtpt {arguments[0]}: ")
+    assert len(lines_of(err)) == 1, err
+    assert lines_of(err)[0].startswith(f"bmtpt {arguments[0]}: ")
     missing = [text for text in expected if text not in err]
     assert not missing, err
     assert "Traceback" not in out

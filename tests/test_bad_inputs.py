@@ -69,7 +69,7 @@ def recipe_with_a_control_character(b: Bench):
 @case
 def recipe_of_bytes(b: Bench):
     b.file("recipe.yaml", b"\xff\xfe\x00")
-    return b.source(), ["recipe.yaml", "cannot be read"]
+    return b.source(), ["recipe.yaml", "not UTF-8 (byte 1)", "save the file as UTF-8"]
 
 
 @case

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -339,12 +338,11 @@ def test_two_ranks_fetch_once_and_the_next_run_needs_no_hub(hub: HubServer, reci
     named = ["--config", recipe, "--set", f"model.name_or_path={MODEL}", "--set", "data.root=null"]
     source = ["source", *named, "--run-dir", tmp_path / "source", "--deepspeed_config", "zero3_cpu"]
     command = launch.deepspeed(2, "-q", "--module", "bmtpt_ds", *source)
-    said = launch.run(command, tmp_path / "source.log", variables=variables).splitlines()
+    said = launch.lines_of(launch.run(command, tmp_path / "source.log", variables=variables))
     fetched = hub.fetched()
     assert fetched.count("model.safetensors") == 1
     assert sorted(set(fetched)) == sorted(fetched)
     # all that two ranks say, the launcher asked for quiet: what is run, and how far it is
-    said = [line for line in said if not line.startswith("getting DeepSpeed ready")]
     begin = ["downloading"] * 3 + ["source", "rows", "model"]
     assert [line.split()[0] for line in said] == [*begin, "source", "source", "source", "source", "source:"]
     assert said[5] == f"model {MODEL}: 55,936 parameters, float32, sharded over 2 cpu ranks (ZeRO-3)"
@@ -360,9 +358,7 @@ def test_two_ranks_fetch_once_and_the_next_run_needs_no_hub(hub: HubServer, reci
         "--particles",
         tmp_path / "source",
     ]
-    begin = time.monotonic()
     launch.run(launch.plain(*adapt), tmp_path / "adapt.log", variables=variables)
-    assert time.monotonic() - begin < 60
     assert json.loads((tmp_path / "cola/results.json").read_text())["model"] == MODEL
 
 
@@ -372,8 +368,7 @@ def test_an_unreachable_hub_is_one_line_from_a_command(hub: HubServer, recipe: P
     for setting, what in (("data.root=null", "sst2: nyu-mll/glue (sst2)"), (f"model.name_or_path={MODEL}", MODEL)):
         log = tmp_path / f"{what.partition(':')[0].replace('/', ' ')}.log"
         command = launch.plain("source", *named, setting)
-        said = launch.run(command, log, status=2, variables=hub.variables(tmp_path / "home"))
-        assert len(said.splitlines()) == 1, said
+        (said,) = launch.lines_of(launch.run(command, log, status=2, variables=hub.variables(tmp_path / "home")))
         assert said.startswith("bmtpt source: ") and what in said and "cannot be reached" in said
         assert not (tmp_path / "run").exists()
         assert os.path.getsize(log) < 1000

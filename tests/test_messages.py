@@ -265,7 +265,8 @@ def test_plain_lines_say_what_the_metrics_say(recipe: Path, tmp_path: Path, caps
     run = tmp_path / "run"
     assert main(["source", "--config", str(recipe), "--run-dir", str(run), "--set", "source.eval_every=4"]) == 0
     out, err = capsys.readouterr()
-    head, lines = err.splitlines()[:3], err.splitlines()[3:]
+    said = launch.lines_of(err)
+    head, lines = said[:3], said[3:]
     assert out == ""
     assert head[0] == f"source into {run}: 6 steps, 3 particles of 5 x 32"
     assert head[1] == "rows (train + validation + test): sst2 60 + 15 + 15, cola 60 + 15 + 15"
@@ -300,7 +301,7 @@ def test_a_run_on_a_terminal(recipe: Path, tmp_path: Path) -> None:
     command = launch.plain("source", "--config", recipe, "--run-dir", "run", *steps)
     screen = run_on_terminal(command, tmp_path, columns=100, env=launch.environment(), seconds=launch.LIMIT)
     assert screen.wrapped == 0
-    assert screen.lines[0] == "source into run: 40 steps, 3 particles of 5 x 32"
+    assert launch.lines_of("\n".join(screen.lines))[0] == "source into run: 40 steps, 3 particles of 5 x 32"
     validations = [line for line in screen.lines if "validation: " in line]
     assert [line.split()[1] for line in validations] == ["20/40", "40/40"]
     bars = [line for line in screen.lines if line.startswith("source |")]

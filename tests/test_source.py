@@ -33,7 +33,7 @@ def learn(loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[SourceTask], 
     folder.mkdir(exist_ok=True)
     session = Session(recipe, loaded, encoder, StopSignal())
     posterior = Posterior.start(session.initial_prompts(recipe.source.particles), recipe.source.optimizer)
-    log = RunLog(folder, loaded.ds, first=True, start=0, validated=0, steps=recipe.source.steps, title="source")
+    log = RunLog(folder, loaded.ds, ranks=loaded.ranks, start=0, validated=0, steps=recipe.source.steps, title="source")
     learn_posterior(session, tasks, posterior, log, Checkpoints(folder / "checkpoints", 2))
     return posterior
 

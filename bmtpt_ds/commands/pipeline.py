@@ -17,7 +17,7 @@ from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.prompt_files import check_belongs, prompt_for, read_particles, read_run, write_particles, write_prompt
 from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, write_results
-from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory
+from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory, check_files
 from bmtpt_ds.runlog import RunLog, check_monitors
 from bmtpt_ds.session import Session, load_rows, open_session, start
 from bmtpt_ds.source import Posterior, SourceTask, learn_posterior
@@ -136,10 +136,10 @@ def run_evaluate(
         raise UserError(f"--task {strange[0]}: the prompt in {prompt_dir} is for {', '.join(own)}")
     for task in tasks:
         task.check_scoring(recipe.evaluate.scoring)
-    _check_file("--json", json_file)
-    _check_file("--predictions", predictions_file)
+    check_files({"--json": json_file, "--predictions": predictions_file})
     ds, ranks = start(recipe, json_name)
     stored = ranks.from_first(ranks.first_does(lambda: read_run(prompt_dir, trained)))
+    prompts = {task.name: prompt_for(stored, task.name) for task in tasks}
     scored: dict[str, Scored] = {}
     with StopSignal() as stop:
         splits = load_rows(ranks, recipe, tasks)
@@ -149,27 +149,29 @@ def run_evaluate(
         check_belongs(stored, session)
         say(session.describe())
         for task, rows in zip(tasks, splits, strict=True):
-            prompt = prompt_for(stored, task.name).to(ranks.device)
+            prompt = prompts[task.name].to(ranks.device)
             scored[task.name] = score_rows(session, prompt, task, getattr(rows, split))
     if not ranks.first:
         return ""
     scores = {name: s.score for name, s in scored.items()}
-    if json_file:
-        shots = recipe.target.shots if trained == "adapt" else None
-        parameters = sum(t.numel() for t in stored.tensors.values())
-        processed = stored.state["rows_processed"]
-        write_results(json_file, session, processed, parameters, shots=shots, split=split, scores=scores)
-    if predictions_file:
-        lines = [json.dumps({"task": name, **p}) for name, s in scored.items() for p in s.predictions]
-        write_atomically(predictions_file, ("\n".join(lines) + "\n").encode())
-    return score_table(scores, split)
+    table = score_table(scores, split)
+    try:
+        if json_file:
+            shots = recipe.target.shots if trained == "adapt" else None
+            parameters = sum(t.numel() for t in stored.tensors.values())
+            processed = stored.state["rows_processed"]
+            write_results(json_file, session, processed, parameters, shots=shots, split=split, scores=scores)
+        if predictions_file:
+            _write_predictions(predictions_file, scored)
+    except UserError:
+        say(table)  # it may have taken hours
+        raise
+    return table
 
 
-def _check_file(option: str, file: Path | None) -> None:
-    if file and not file.parent.is_dir():
-        raise UserError(f"{option} {file}: the folder {file.parent} does not exist; make it first")
-    if file and file.is_dir():
-        raise UserError(f"{option} {file}: that is a folder; give a file")
+def _write_predictions(file: Path, scored: dict[str, Scored]) -> None:
+    lines = [json.dumps({"task": name, **p}) for name, s in scored.items() for p in s.predictions]
+    write_atomically(file, ("\n".join(lines) + "\n").encode())
 
 
 def _nothing_to_do(ranks: Ranks, directory: RunDirectory, ds: dict, json_name: str | None) -> bool:
@@ -208,7 +210,7 @@ def _open_log(
     log = RunLog(
         directory.path,
         session.model.ds,
-        first=session.ranks.first,
+        ranks=session.ranks,
         start=state.step,
         validated=state.validated,
         steps=steps,

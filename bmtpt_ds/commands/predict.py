@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import torch
+
 from bmtpt_ds.answers import PromptedTask, Question, Scoring, answer
 from bmtpt_ds.checkpoint import Stored
 from bmtpt_ds.commands.text_lines import read_lines, write_answers
@@ -69,10 +71,11 @@ def run_predict(
     first = runs[0].recipe
     ds, ranks = start(first, json_name)
     stored = ranks.from_first(ranks.first_does(lambda: _read_prompts(runs)))
+    prompts = [prompt_for(stored[runs.index(run)], task.name) for task, run in asked]
     lines = ranks.from_first(ranks.first_does(lambda: _read_sources(asked)))
     with StopSignal() as stop:
         session = open_session(first, ranks, ds, first.evaluate.batch_size * ranks.world, stop)
-        prompted = _prompted(session, runs, stored, asked)
+        prompted = _prompted(session, runs, stored, asked, prompts)
         window = _ROUNDS * first.evaluate.batch_size * ranks.world
         with Pass("answering texts", sum(map(len, lines)), shown=ranks.first) as progress:
             for begin in range(0, len(lines), window):
@@ -128,7 +131,11 @@ def _read_prompts(runs: Sequence[Run]) -> list[Stored]:
 
 
 def _prompted(
-    session: Session, runs: Sequence[Run], stored: Sequence[Stored], asked: Sequence[Asked]
+    session: Session,
+    runs: Sequence[Run],
+    stored: Sequence[Stored],
+    asked: Sequence[Asked],
+    prompts: Sequence[torch.Tensor],
 ) -> list[PromptedTask]:
     """Each task with its prompt and its run's way of writing rows."""
     encoders = []
@@ -136,10 +143,8 @@ def _prompted(
         check_belongs(prompt, replace(session, recipe=run.recipe))
         encoders.append(RowEncoder(session.encoder.tokenizer, run.recipe.model, run.recipe.data))
     prompted = []
-    for task, run in asked:
-        i = runs.index(run)
-        prompt = prompt_for(stored[i], task.name).to(session.ranks.device)
-        prompted.append(PromptedTask(task, prompt, encoders[i]))
+    for (task, run), prompt in zip(asked, prompts, strict=True):
+        prompted.append(PromptedTask(task, prompt.to(session.ranks.device), encoders[runs.index(run)]))
     return prompted
 
 

@@ -30,7 +30,7 @@ from bmtpt_ds.data.prepared import (
 from bmtpt_ds.data.rows import Row
 from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.hub import find_tokenizer
 from bmtpt_ds.model_folder import local_folder
 from bmtpt_ds.progress import readable_bytes
@@ -121,7 +121,7 @@ def _draft(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write in, which takes its place at the end, and goes where something fails."""
     real = out.resolve()
     draft, old = (real.with_name(f".{real.name}.{what}") for what in ("preparing", "overwritten"))
-    try:
+    with written(f"--out {out}"):
         draft.mkdir(parents=True, exist_ok=True)
         with take_lock(draft, "--out") or nullcontext():
             try:
@@ -137,8 +137,6 @@ def _draft(out: Path) -> Iterator[Path]:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
 
 
 # --- a task ----------------------------------------------------------------------------------------------------------

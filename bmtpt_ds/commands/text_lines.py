@@ -5,8 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from typing import Any, BinaryIO
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, BinaryIO, TextIO
 
 from bmtpt_ds.errors import UserError
 
@@ -52,6 +52,53 @@ def _parsed(line: bytes, place: str) -> str | dict[str, Any]:
         reason = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         mend = 'write one whole object a line; a text that begins with a brace goes into one, {"column": "{ ..."}'
         raise UserError(f"{place}: not valid JSON ({reason}); {mend}") from None
+
+
+def show(text: str) -> None:
+    """Prints a command's outcome on stdout, at once. Who reads it may go before the end (`| head -1`).
+
+    Raises:
+        UserError: the disk is full.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with _printing():
+        try:
+            text.encode(encoding, "surrogateescape")
+        except UnicodeEncodeError:  # a locale of few letters
+            text = text.encode(encoding, "replace").decode(encoding)
+        print(text, flush=True)
+
+
+def end_output() -> None:
+    """Lets go of stdout and stderr before the process ends, which would stumble over what cannot be flushed.
+
+    Raises:
+        UserError: as `show`.
+    """
+    try:
+        if sys.stderr is not None:  # None: closed by whoever started us
+            sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+    with _printing():
+        print(end="", flush=True)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        _discard(sys.stdout)
+    except OSError as error:
+        _discard(sys.stdout)
+        raise UserError(f"stdout: cannot be written ({error.strerror}); make room on that disk") from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Sends what a stream still holds, and what comes, to nowhere."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextmanager

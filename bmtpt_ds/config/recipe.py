@@ -175,6 +175,8 @@ def find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"recipe {name_or_path}: that is a folder; give a YAML file or the name of a shipped recipe")
     folder = Path(__file__).parents[1] / "recipes"
     shipped = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.yaml")}
     if name_or_path in shipped:

@@ -42,8 +42,10 @@ def read_mapping(path: Path) -> dict:
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"recipe {path}: cannot be read ({error.strerror}); mend its permissions") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
@@ -87,7 +89,8 @@ def first_problem(error: ValidationError, recipe: type[BaseModel]) -> str:
     names = [str(part) for part in problem["loc"]]
     key, section = _walk(recipe, names)
     if problem["type"] == "extra_forbidden":
-        hint = nearest(names[-1], section.model_fields) or f" (known: {', '.join(section.model_fields)})"
+        hint = nearest(names[-1], section.model_fields) or _below(names, recipe)
+        hint = hint or f" (known: {', '.join(section.model_fields)})"
         return f"unknown key {'.'.join(names)}{hint}"
     if problem["type"] == "missing":
         return f"{'.'.join(key)} is missing; give it"
@@ -98,7 +101,26 @@ def first_problem(error: ValidationError, recipe: type[BaseModel]) -> str:
     text = f"{'.'.join(key) or 'recipe'}: {' or '.join(r[0].lower() + r[1:] for r in reasons)}{got}"
     if key == ["model", "dtype"]:
         text += "; T5 overflows in fp16"
+    text += _mend(problem)
     return re.sub(r"a valid dictionary or instance of \w+", "a section of keys", text).replace("\n", " ")
+
+
+def _below(names: list[str], recipe: type[BaseModel]) -> str:
+    """The hint for a key that stands beside the sections and belongs into one of them."""
+    sections = {name: field.annotation for name, field in recipe.model_fields.items() if _is_section(field.annotation)}
+    places = [f"{name}.{names[0]}" for name, inner in sections.items() if names[0] in inner.model_fields]
+    return f": did you mean {' or '.join(places)}?" if places and len(names) == 1 else ""
+
+
+def _mend(problem: dict[str, Any]) -> str:
+    """How a value of the wrong kind is written, where one can tell."""
+    given, kind = problem["input"], problem["type"]
+    if kind in ("list_type", "tuple_type") and not isinstance(given, dict):
+        parts = re.split(r"[,\s]+", given.strip()) if isinstance(given, str) else [] if given is None else [str(given)]
+        return f"; write a list, [{', '.join(parts) or 'a, b'}]"
+    if kind in ("model_type", "dict_type") and isinstance(given, str) and re.match(r"\w+:\S", given):
+        return "; put a space behind the colon"
+    return ""
 
 
 def _walk(recipe: type[BaseModel], names: list[str]) -> tuple[list[str], type[BaseModel]]:

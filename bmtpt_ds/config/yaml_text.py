@@ -24,6 +24,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+# part of what PyYAML says: what it mostly comes from
+_MENDS = {
+    r"'\t'": "indent with spaces, not with tabs",
+    "mapping values are not allowed": "indent keys of a section alike, and put quotes around text that holds a colon",
+    "expected ':'": "put a space behind the colon of every key",
+    "another document": "remove the line ---",
+}
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """YAML text as plain Python values; a syntax error is a UserError that names `source` and the line."""
     try:
@@ -32,4 +41,7 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}: not valid YAML: {reason}") from None
+        if reason.startswith("but "):
+            reason = f"{error.context}, {reason}"
+        mend = next((mend for part, mend in _MENDS.items() if part in reason), "")
+        raise UserError(f"{where}: not valid YAML: {reason}{mend and f'; {mend}'}") from None

@@ -60,7 +60,9 @@ def task_folder(task: Task, root: str | None) -> Path:
         mend = f"name a folder that holds {'' if own else f'{task.name}/'}train.jsonl"
         mend += ", or leave it out to read the hub" if task.hub_repository else ""
         raise UserError(f"{key}: {folder} {problem}; {mend}")
-    folder = folder if own else folder / task.name
+    root, folder = folder, folder if own else folder / task.name
+    if not folder.is_dir() and (root / "train.jsonl").is_file():
+        raise UserError(f"{key}: {root} is the folder of one task; give the one above it, which holds {task.name}/")
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: put {task.name}'s train.jsonl and validation.jsonl there")
     return folder
@@ -69,7 +71,9 @@ def task_folder(task: Task, root: str | None) -> Path:
 def _read_folder(task: Task, root: str | None) -> dict[str, list[Row]]:
     folder = task_folder(task, root)
     if not (folder / "train.jsonl").exists():
-        raise UserError(f"{folder / 'train.jsonl'} is missing: it holds the training rows of {task.name}")
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        what = f"the training rows of {task.name}, a JSON object a line (there: {there})"
+        raise UserError(f"{folder / 'train.jsonl'} is missing: it should hold {what}")
     stems = ["train", "validation", "test"]
     if task.split_rule == "matched":
         stems.append("validation_mismatched")

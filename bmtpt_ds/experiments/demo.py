@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from statistics import mean, stdev
@@ -23,19 +24,21 @@ from tqdm import tqdm
 from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.commands.pipeline import run_adapt
 from bmtpt_ds.config import Recipe, load_recipe
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.experiments.demo_plot import plot_demo
 from bmtpt_ds.experiments.toy_model import toy_model
 from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.quiet import is_verbose, say
 from bmtpt_ds.run_directory import METRICS, RESULTS, check_writable
+from bmtpt_ds.session import versions
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import get_task
 
 TARGETS = ("course", "shop", "team")  # none of them a source task
 SEEDS = (0, 1, 2)
 RANKS = 2
+_PLACES = {"model.name_or_path": "model", "data.root": "tasks"}
 ROWS = {"train": 400, "validation": 60, "test": 200}
 
 
@@ -69,12 +72,15 @@ def run_demo(out: Path) -> str:
         UserError: `out` holds other things or cannot be written, or the launcher failed.
         Stopped: a signal came.
     """
+    if find_spec("matplotlib") is None:
+        raise UserError("the picture needs matplotlib: pip install 'bmtpt_ds[plot]'")
     named, out = out, out.absolute()
     _clear(out)
     begin = time.monotonic()
-    overrides = [f"model.name_or_path={out / 'model'}", f"data.root={out / 'tasks'}"]
+    # quoted: a path may hold what means something in YAML
+    overrides = [f"{key}={json.dumps(str(out / name))}" for key, name in _PLACES.items()]
     recipe = load_recipe("demo", overrides)
-    with StopSignal() as stop, (out / "demo.log").open("w") as log:
+    with StopSignal() as stop, written(out / "demo.log"), (out / "demo.log").open("w") as log:
         say("1/4  a toy T5 that follows instructions in its text (half a minute, the first time)")
         tasks = [get_task(name, recipe.data.tasks) for name in recipe.data.tasks]
         toy_model(out / "model", tasks, stop)
@@ -83,12 +89,13 @@ def run_demo(out: Path) -> str:
             say(f"{number}/4  source stage on {RANKS} ranks, ZeRO-3: {method.title}")
             _learn(out / "source" / method.name, [*overrides, f"source.particles={method.particles}"], stop, log)
     say(f"4/4  {recipe.target.shots} labelled rows of {', '.join(TARGETS)}: {len(METHODS)} ways, {len(SEEDS)} seeds")
-    with (out / "demo.log").open("a") as log:
+    with written(out / "demo.log"), (out / "demo.log").open("a") as log:
         scores = _adapt_all(out, overrides, log)
     _write_figures(out, recipe, scores, time.monotonic() - begin)
     titles = {method.name: method.title for method in METHODS}
     averaged = {name: with_mean(by_task) for name, by_task in scores.items()}
-    plot_demo(out / "demo.png", _losses(out), averaged, titles, shots=recipe.target.shots)
+    with written(out / "demo.png"):
+        plot_demo(out / "demo.png", _losses(out), averaged, titles, shots=recipe.target.shots)
     return f"{score_lines(recipe, scores)}\n\n{_closing(named)}"
 
 
@@ -101,17 +108,19 @@ def _clear(out: Path) -> None:
         raise UserError(f"--out {out}: holds {min(there - own)}, which is not of the demo; give another folder")
     for name in there - {"model"}:
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    with written(f"--out {out}"):
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def _write_rows(root: Path, recipe: Recipe) -> None:
     """The rows of all tasks, labelled by the one rule that they share, as JSON lines."""
     for topic in recipe.data.tasks:
         rows = iter(rows_of(topic, SHARED_RULE, sum(ROWS.values()), Random(f"rows of {topic}")))
-        (root / topic).mkdir(parents=True)
-        for split, count in ROWS.items():
-            lines = [json.dumps(next(rows)) + "\n" for _ in range(count)]
-            (root / topic / f"{split}.jsonl").write_text("".join(lines))
+        with written(root / topic):
+            (root / topic).mkdir(parents=True)
+            for split, count in ROWS.items():
+                lines = [json.dumps(next(rows)) + "\n" for _ in range(count)]
+                (root / topic / f"{split}.jsonl").write_text("".join(lines))
 
 
 def _learn(run_dir: Path, overrides: list[str], stop: StopSignal, log: IO[str]) -> None:
@@ -192,7 +201,14 @@ def _losses(out: Path) -> dict[str, tuple[list[int], list[list[float]]]]:
 
 
 def _write_figures(out: Path, recipe: Recipe, scores: Scores, seconds: float) -> None:
-    figures = {"shots": recipe.target.shots, "seeds": list(SEEDS), "seconds": round(seconds, 1), "accuracy": scores}
+    figures = {
+        "shots": recipe.target.shots,
+        "seeds": list(SEEDS),
+        "test_rows": ROWS["test"],
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+        "accuracy": scores,
+    }
     write_atomically(out / "demo.json", (json.dumps(figures, indent=2) + "\n").encode())
 
 

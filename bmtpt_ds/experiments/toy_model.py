@@ -11,11 +11,13 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.data.tokens import TokenRow, collate, load_tokenizer
+from bmtpt_ds.errors import written
 from bmtpt_ds.experiments import toy_world
 from bmtpt_ds.experiments.toy_world import instructed, vocabulary
 from bmtpt_ds.schedule import learning_rate_factor
@@ -37,18 +39,24 @@ def toy_model(folder: Path, tasks: Sequence[Task], stop: StopSignal, *, steps: i
 
     Raises:
         Stopped: a signal came.
+        UserError: the disk is full, and its like.
     """
     mark = json.dumps({"world": _identity(tasks), "steps": steps})
     if (folder / _MARK).is_file() and (folder / _MARK).read_text() == mark:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    tokenizer = _make_tokenizer(folder, tasks)
+    with written(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        tokenizer = _make_tokenizer(folder, tasks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = T5ForConditionalGeneration(_config(len(tokenizer)))
     _pretrain(model, tokenizer, tasks, stop, steps)
-    model.save_pretrained(folder)
+    with written(folder):
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # a full disk, in the library's own class
+            raise OSError(str(error)) from None
     write_atomically(folder / _MARK, mark.encode())  # last: a model that was broken off is made anew
 
 

@@ -4,9 +4,9 @@ import ctypes
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_log_level_from_string
 
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UNWRITABLE, UserError
 from bmtpt_ds.model.weights import fingerprint
 from bmtpt_ds.quiet import is_verbose, say_if_longer
 
@@ -132,11 +132,6 @@ class Ranks:
             free = psutil.virtual_memory().available // self.local_world
         return min(self.gather(int(free)))
 
-    def wait(self) -> None:
-        """Returns when all ranks are here."""
-        if self.world > 1:
-            dist.barrier()
-
     def leave(self) -> None:
         """Ends this process's part in the job."""
         if dist.is_initialized():
@@ -155,7 +150,8 @@ def _join(timeout: timedelta) -> None:
     # it prints that it has compiled, on every rank and each time
     with say_if_longer(what), nullcontext() if is_verbose() else redirect_stdout(io.StringIO()):
         if launched:
-            deepspeed.init_distributed(timeout=timeout, verbose=False)
+            with _compiling():
+                deepspeed.init_distributed(timeout=timeout, verbose=False)
             return
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
@@ -163,7 +159,24 @@ def _join(timeout: timedelta) -> None:
         torch.distributed.init_process_group(
             backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
         )
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+        with _compiling():
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Around what may compile DeepSpeed's operator, which lands below the home folder and takes a lock there each time.
+
+    Raises:
+        UserError: that folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.filename or error.errno not in UNWRITABLE:
+            raise
+        mend = "set TORCH_EXTENSIONS_DIR to a folder of yours, with room"
+        raise UserError(f"{error.filename}: DeepSpeed cannot compile there ({error.strerror}); {mend}") from None
 
 
 def _share_the_machine(local_world: int) -> None:

@@ -114,7 +114,8 @@ class LabelTarget(Target):
             return f"{where} one of {words}, not {_short(value)}{nearest(str(value)[:100], self.words)}"
         if not number:
             or_text = f", or one of {words}" if self.by_text else ""
-            return f"{where} an integer from 0 to {last}{or_text}, not {json_kind(value)}"
+            hint = f"; {value!r} is {self.words.index(value)}" if value in self.words else ""
+            return f"{where} an integer from 0 to {last}{or_text}, not {json_kind(value)}{hint}"
         if not 0 <= value <= last:
             hint = "; rows without a label (-1) cannot be used, leave them out" if value == -1 else ""
             return f"{where} from 0 to {last} ({words}), not {_short(value)}{hint}"

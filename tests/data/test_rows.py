@@ -123,7 +123,9 @@ def test_folder_of_an_own_task_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "my").mkdir()
     assert message_of(lambda: read_task(own(), "my")).startswith("my/reviews is missing")
     message = message_of(lambda: read_task(own(folder="my"), None))
-    assert message == "my/train.jsonl is missing: it holds the training rows of reviews"
+    assert message == (
+        "my/train.jsonl is missing: it should hold the training rows of reviews, a JSON object a line (there: nothing)"
+    )
 
 
 GOOD_LINE = json.dumps(GOOD[0])

@@ -124,7 +124,7 @@ def main(folder: Path) -> None:
     seen = {}
     load(ranks, cases["models"]["tied"], "zero3_cpu") if "large" in cases else None  # buffers made once
     for ds in ("zero3_cpu", "resident") if "large" in cases else ():
-        ranks.wait()
+        ranks.gather(None)
         seen[f"peak {ds}"] = peak_of_loading(ranks, cases["large"], ds)
     for case, model in cases.get("models", {}).items():
         seen[case] = load_and_compute(ranks, folder, case, model)
@@ -134,7 +134,7 @@ def main(folder: Path) -> None:
     if "translate" in cases:
         seen["translate"] = translate(ranks, *cases["translate"])
     (folder / f"rank{ranks.rank}.json").write_text(json.dumps(seen))
-    ranks.wait()
+    ranks.gather(None)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_runs(demo: tuple[Path, str]) -> None:
 def test_source_stages_ran_sharded_on_two_ranks(demo: tuple[Path, str]) -> None:
     for name, particles in (("bmtpt", 5), ("single", 1)):
         lines = [json.loads(x) for x in (demo[0] / "source" / name / "metrics.jsonl").read_text().splitlines()]
-        assert lines[-1]["step"] == 150
+        assert lines[-1]["step"] == 100
         assert len(lines[0]["losses"]) == particles
         falls = [after < before / 4 for before, after in zip(lines[0]["losses"], lines[-1]["losses"], strict=True)]
         assert all(falls), lines[-1]
@@ -97,7 +97,7 @@ def test_the_command_it_names_answers(demo: tuple[Path, str]) -> None:
 def test_told_to_end_it_leaves_no_process(demo: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(demo[0] / "model", tmp_path / "out/model")
     with started(plain("demo", "--out", tmp_path / "out"), tmp_path / "log") as job:
-        job.until(lambda: "source 10/150" in job.text, "ten steps")
+        job.until(lambda: "source 10/100" in job.text, "ten steps")
         job.process.send_signal(signal.SIGTERM)
         assert job.wait(60) == 128 + signal.SIGTERM
         job.until_gone(30)
