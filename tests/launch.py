@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -60,10 +61,18 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+@cache
+def _compile_once() -> None:
+    """Has DeepSpeed's CPU operator compiled before a test ends a job in the midst of that."""
+    code = "from bmtpt_ds.parallel import Ranks; Ranks(600)"
+    subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, timeout=2 * LIMIT, check=True)
+
+
 class Job:
     """A started command."""
 
     def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None):
+        _compile_once()
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(

@@ -4,6 +4,7 @@ import ctypes
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
@@ -13,9 +14,11 @@ from typing import TypeVar
 
 import deepspeed
 import deepspeed.comm as dist
+import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_log_level_from_string
+from torch.utils.cpp_extension import get_default_build_root
 
 from bmtpt_ds.errors import UNWRITABLE, UserError
 from bmtpt_ds.model.weights import fingerprint
@@ -23,6 +26,7 @@ from bmtpt_ds.quiet import is_verbose, say_if_longer
 
 Value = TypeVar("Value")
 
+_COMPILING = 150.0  # seconds; DeepSpeed's CPU operator takes 30 to 80
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 _RETURNED_BYTES = 1 << 20  # the projections of T5-base are 2 MB each: with 4 MB here a rank held 1.8 GB, not 1.2
 
@@ -127,8 +131,6 @@ class Ranks:
             free = torch.cuda.mem_get_info(self.device)[0]
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         else:
-            import psutil
-
             free = psutil.virtual_memory().available // self.local_world
         return min(self.gather(int(free)))
 
@@ -163,6 +165,30 @@ def _join(timeout: timedelta) -> None:
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
 
+def _await_other_compilers() -> None:
+    """Waits for processes that compile DeepSpeed's operator, and removes the lock of one that was killed meanwhile.
+
+    torch would wait for such a lock for ever. Whoever compiles on this machine has it open; on another machine with the
+    same home folder it is given the time that compiling takes.
+    """
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/deepspeed_shm_comm/lock"):
+        with suppress(OSError):  # gone meanwhile, which is what is waited for
+            while time.time() - lock.stat().st_mtime < _COMPILING or _is_open(lock):
+                time.sleep(0.5)
+            lock.unlink()
+
+
+def _is_open(file: Path) -> bool:
+    """Whether a process on this machine, of those that may be looked into, has the file open."""
+    real = str(file.resolve())
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if any(opened.path == real for opened in process.open_files()):
+                return True
+    return False
+
+
 @contextmanager
 def _compiling() -> Iterator[None]:
     """Around what may compile DeepSpeed's operator, which lands below the home folder and takes a lock there each time.
@@ -170,6 +196,7 @@ def _compiling() -> Iterator[None]:
     Raises:
         UserError: that folder cannot be written.
     """
+    _await_other_compilers()
     try:
         yield
     except OSError as error:
