@@ -154,7 +154,9 @@ def _join(timeout: timedelta) -> None:
         if launched:
             with _compiling():
                 deepspeed.init_distributed(timeout=timeout, verbose=False)
-            _forget_shared_buffers()
+            # on GPUs there are none, and the ranks may not meet before each has taken its own device
+            if get_accelerator().device_name() == "cpu":
+                _forget_shared_buffers()
             return
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
@@ -205,7 +207,7 @@ def _is_open(file: Path) -> bool:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Around what may compile DeepSpeed's operator, which lands below the home folder and takes a lock there each time.
+    """Around what may compile DeepSpeed's operator, which lands below the home folder under a lock.
 
     Raises:
         UserError: that folder cannot be written.
