@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import toy
-
+# tiny tensors: more threads only get into each other's way, above all when two files are tested at a time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # DeepSpeed's compiled operators, of this environment: another one's would be compiled over, and back again
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+from tests import toy  # imports torch, which reads the environment
 
 
 @pytest.fixture(scope="session")
