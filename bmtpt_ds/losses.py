@@ -3,19 +3,46 @@
 Symbols: P prompts (particles in the source stage), L prompt length, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bmtpt_ds.data.order import stream
 from bmtpt_ds.data.plan import Cell, MicroBatch, plan_micro_batches
-from bmtpt_ds.data.tokens import TokenRow, collate
+from bmtpt_ds.data.tokens import TokenRow, collate, upload
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.parallel import Sharded
 from bmtpt_ds.runlog import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
+
+
+class Flags:
+    """Whether a step's numbers are finite and whether somebody wants to stop, on their way from the device."""
+
+    def __init__(self, finite: torch.Tensor, wishes: torch.Tensor):
+        """
+        Args:
+            finite: 0-d bool.
+            wishes: 0-d, on how many ranks a signal has come.
+        """
+        flags = torch.stack([finite, wishes > 0])
+        self._arrived = None
+        if flags.is_cuda:
+            self._flags = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._flags = flags
+
+    def read(self) -> tuple[bool, bool]:
+        """Waits for the device to have come to the end of the step."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        finite, stop = self._flags.tolist()
+        return finite, stop
 
 
 @dataclass(frozen=True)
@@ -24,8 +51,42 @@ class StepGradient:
 
     gradient: torch.Tensor  # [P, L, H] float32, of each prompt's loss
     losses: torch.Tensor  # [P], the mean over the step's rows
-    finite: bool  # whether gradient and losses are
-    stop: bool  # whether a signal has come on some rank
+    flags: Flags
+
+    @property
+    def finite(self) -> bool:
+        """Whether gradient and losses are; waits for the device."""
+        return self.flags.read()[0]
+
+    @property
+    def stop(self) -> bool:
+        """Whether a signal has come on some rank; waits for the device."""
+        return self.flags.read()[1]
+
+
+class LateFlags:
+    """Reads the steps' flags without making the host wait: on a GPU a step late, when it works on the next one.
+
+    All ranks read the same flags after the same step.
+    """
+
+    def __init__(self, device: torch.device):
+        self._lag = 1 if device.type == "cuda" else 0
+        self._waiting: deque[tuple[int, Flags]] = deque()
+
+    def read(self, step: int, flags: Flags, *, now: bool) -> Iterator[tuple[int, bool, bool]]:
+        """Step, whether it was finite, whether to stop, of the steps whose flags are due.
+
+        Args:
+            step, flags: of the step just begun.
+            now: whether to wait for its flags too.
+        """
+        self._waiting.append((step, flags))
+        while len(self._waiting) > (0 if now else self._lag):
+            done, waiting = self._waiting.popleft()
+            finite, stop = waiting.read()
+            now |= stop  # the last step's belong into the checkpoint
+            yield done, finite, stop
 
 
 class GradientPass:
@@ -66,9 +127,9 @@ class GradientPass:
         with self._phases("gather"):
             flat[-1] = float(stop.received is not None)
             ranks.sum_(flat)
-            finite, stopped = torch.stack([torch.isfinite(flat).all().float(), flat[-1]]).tolist()
+            flags = Flags(torch.isfinite(flat).all(), flat[-1])
         gradient = flat[: prompts.numel()].view_as(prompts)
-        return StepGradient(gradient, flat[prompts.numel() : -1], bool(finite), stopped > 0)
+        return StepGradient(gradient, flat[prompts.numel() : -1], flags)
 
     def _add_own_share(
         self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], cells: list[Cell], step: int
@@ -119,8 +180,7 @@ class GradientPass:
             weights = torch.zeros(len(prompts), len(cells))
             for i, cell in enumerate(cells):
                 weights[cell.prompt, i] = cell.weight
-            weights = weights.to(prompts.device)
-            loss_of_prompt = (weights * losses).sum(dim=1)
+            loss_of_prompt = (upload(weights, prompts.device) * losses).sum(dim=1)
         with self._phases("backward"):
             loss_of_prompt.sum().backward()
         flat[: prompts.numel()] += theta.grad.flatten()

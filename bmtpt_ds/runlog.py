@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 from tqdm import tqdm
@@ -32,20 +33,31 @@ def steps_since_line(step: int, log_every: int) -> int:
 
 
 class Phases:
-    """Seconds spent in the named phases of the steps since the last `take`."""
+    """Seconds spent in the named phases of the steps since the last `take`.
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+    On a GPU they are the GPU's: the host only marks where in its queue a phase begins and ends.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []  # phase, begin, end
         self._steps = 0
         self._since = time.perf_counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._mark()
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            self._spans.append((name, start, self._mark()))
+
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -58,11 +70,17 @@ class Phases:
         self._steps += 1
 
     def take(self) -> dict[str, float]:
-        """`seconds` and `seconds_<phase>`, means over the steps counted since the last call."""
+        """`seconds` and `seconds_<phase>`, means over the steps counted since the last call. Waits for the GPU."""
+        if self._on_gpu and self._spans:
+            self._spans[-1][2].synchronize()
+        seconds: dict[str, float] = {}
+        for name, start, end in self._spans:
+            span = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
+            seconds[name] = seconds.get(name, 0.0) + span
         now, steps = time.perf_counter(), max(1, self._steps)
         taken = {"seconds": (now - self._since) / steps}
-        taken |= {f"seconds_{name}": value / steps for name, value in self._seconds.items()}
-        self._seconds, self._steps, self._since = {}, 0, now
+        taken |= {f"seconds_{name}": value / steps for name, value in seconds.items()}
+        self._spans, self._steps, self._since = [], 0, now
         return {name: round(value, 6) for name, value in taken.items()}
 
 
@@ -92,7 +110,7 @@ class RunLog:
         Raises:
             UserError: the disk is full, and its like.
         """
-        self.phases = Phases()
+        self.phases = Phases(ranks.device)
         self._ranks, self._first, self._steps = ranks, ranks.first, steps
         self._path, self._title = folder / METRICS, title
         self._bar = open_bar(title, steps, done=start, shown=self._first)

@@ -6,7 +6,7 @@ A step draws kappa tasks and R rows of each, sees every row through every partic
 ranks, and moves the particles by one SVGD step, on rank 0, which then tells the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -20,13 +20,12 @@ from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
-from bmtpt_ds.losses import GradientPass, StepGradient
+from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
-from bmtpt_ds.svgd import init_state, svgd_step_
-from bmtpt_ds.svgd.step import Diagnostics
+from bmtpt_ds.svgd import Diagnostics, choose_backend, init_state, svgd_step_
 from bmtpt_ds.tasks import Task
 
 
@@ -84,7 +83,9 @@ def learn_posterior(
     """
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
     gradient_of = GradientPass.of(session, phases)
-    backbone, about = session.model.backbone, session.identity()
+    backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
+    flat = posterior.particles.flatten(1)
+    log.say(f"SVGD: {choose_backend(flat).describe(flat)}")
     while True:
         if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
             with phases.paused():
@@ -99,19 +100,20 @@ def learn_posterior(
         diagnostics = svgd_step(source, ranks, posterior, gradient, step, phases)
         posterior.step = step
         phases.count_step()
-        _count_skipped(source, posterior, gradient, run.seed, tasks)
+        logged = is_log_step(step, run.log_every, source.steps)
+        # saved before a validation too: one that a signal breaks off is done again on resume
+        saved = step % run.save_every == 0 or step == source.steps or _due(source.eval_every, step)
+        stop = _heed(flags.read(step, gradient.flags, now=logged or saved), source, posterior, run.seed, tasks)
         if _due(run.check_replicas, step) and not ranks.same_everywhere(posterior.particles):
             raise RuntimeError(f"step {step}: the ranks' particles differ")
-        if is_log_step(step, run.log_every, source.steps):
+        if logged:
             log.line(metrics_of(source, run.log_every, posterior, diagnostics, phases))
             posterior.losses.zero_()
         log.advance(step)
-        # saved before a validation too: one that a signal breaks off is done again on resume
-        save = step % run.save_every == 0 or step == source.steps or gradient.stop or _due(source.eval_every, step)
-        if save:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
+        if saved or stop:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
             state = about | posterior.counters()
             ranks.first_does(partial(checkpoints.save, step, posterior.tensors(), state))
-        if gradient.stop:
+        if stop:
             raise session.stop.stopped()
 
 
@@ -134,7 +136,7 @@ def svgd_step(
     diagnostics = None
     with phases("svgd"):
         if ranks.first:
-            scores = gradient.gradient * -source.likelihood_scale  # score = grad log p = - scale * grad loss
+            scores = gradient.gradient.mul_(-source.likelihood_scale)  # score = grad log p = - scale * grad loss
             diagnostics = svgd_step_(
                 posterior.particles.view(len(scores), -1),
                 scores.flatten(1),
@@ -169,7 +171,7 @@ def metrics_of(
         return {}
     step = posterior.step
     losses = posterior.losses / steps_since_line(step, log_every)
-    values = {name: value.item() for name, value in diagnostics._asdict().items()}
+    values = dict(zip(diagnostics._fields, torch.stack([d.double() for d in diagnostics]).tolist(), strict=True))
     return {
         "step": step,
         "loss": losses.mean().item(),
@@ -188,20 +190,29 @@ def validate(session: Session, tasks: Sequence[SourceTask], posterior: Posterior
     log.line({"step": posterior.step, "validation": scores | {"mean": sum(scores.values()) / len(scores)}})
 
 
-def _count_skipped(
-    source: SourceConfig, posterior: Posterior, gradient: StepGradient, seed: int, tasks: Sequence[SourceTask]
-) -> None:
-    """Stops a run whose scores stay non-finite; a few such steps only leave the particles as they were."""
-    if gradient.finite:
-        posterior.skipped_in_a_row = 0
-        return
-    posterior.skipped_in_a_row += 1
-    if posterior.skipped_in_a_row > source.max_skipped:
-        drawn = [tasks[k].task.name for k in tasks_of_step(seed, posterior.step, len(tasks), source.kappa)]
-        raise UserError(
-            f"step {posterior.step}: scores were not finite for {posterior.skipped_in_a_row} steps in a row "
-            f"(last with rows of {', '.join(drawn)}); lower source.lr or set source.clip_norm"
-        )
+def _heed(
+    flags: Iterable[tuple[int, bool, bool]],
+    source: SourceConfig,
+    posterior: Posterior,
+    seed: int,
+    tasks: Sequence[SourceTask],
+) -> bool:
+    """Whether to stop. Ends a run whose scores stay non-finite; a few such steps only leave the particles as they were.
+
+    Args:
+        flags: step, whether its scores were finite, whether somebody wants to stop.
+    """
+    stop = False
+    for step, finite, wished in flags:
+        stop |= wished
+        posterior.skipped_in_a_row = 0 if finite else posterior.skipped_in_a_row + 1
+        if posterior.skipped_in_a_row > source.max_skipped:
+            drawn = [tasks[k].task.name for k in tasks_of_step(seed, step, len(tasks), source.kappa)]
+            raise UserError(
+                f"step {step}: scores were not finite for {posterior.skipped_in_a_row} steps in a row "
+                f"(last with rows of {', '.join(drawn)}); lower source.lr or set source.clip_norm"
+            )
+    return stop
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -11,7 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # DeepSpeed's compiled operators, of this environment: another one's would be compiled over, and back again
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
-from tests import toy  # imports torch, which reads the environment
+import torch
+
+# Triton's interpreter stands in for a GPU; it must be asked for before the kernels are imported
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from tests import toy
 
 
 @pytest.fixture(scope="session")

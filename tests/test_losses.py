@@ -9,11 +9,12 @@ from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.runlog import Phases
 from bmtpt_ds.stopping import StopSignal
 
+CPU = torch.device("cpu")
 ROWS = [TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1]), TokenRow([9, 10, 11, 12, 13, 14, 1], [42, 43, 1])]
 
 
 def gradient_of(loaded, prompts: torch.Tensor, max_tokens: int):
-    return GradientPass(loaded, 0, max_tokens, 0, Phases())(prompts, ROWS, 1, StopSignal())
+    return GradientPass(loaded, 0, max_tokens, 0, Phases(CPU))(prompts, ROWS, 1, StopSignal())
 
 
 def by_definition(loaded, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +64,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) ->
 
     prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
     short = ShortMemory(loaded.backbone, rows=2)
-    gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases())
+    gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))
     found = gradient_pass(prompts, ROWS, 1, StopSignal())
     torch.testing.assert_close(found.gradient, by_definition(loaded, prompts)[0], rtol=1e-4, atol=1e-6)
     assert short.refused > 0
@@ -77,7 +78,9 @@ def test_out_of_memory_with_a_single_row_says_what_helps(loaded) -> None:
 
     short = ShortMemory(loaded.backbone, rows=0)
     with pytest.raises(UserError, match="activation_checkpointing"):
-        GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases())(torch.zeros(1, 5, 32), ROWS, 1, StopSignal())
+        GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))(
+            torch.zeros(1, 5, 32), ROWS, 1, StopSignal()
+        )
 
 
 def test_other_errors_pass(loaded) -> None:
@@ -99,6 +102,8 @@ def test_dropout_is_drawn_anew_each_step_and_again_the_same_on_resume(untied_mod
     model = load_backbone(Ranks(timeout=60), config, deepspeed_json.load("resident"))
     model.backbone.train(model.backbone.train_while_tuning)
     prompts = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
-    gradients = [GradientPass(model, 0, 10**9, 0, Phases())(prompts, ROWS, s, StopSignal()).gradient for s in (1, 2, 1)]
+    gradients = [
+        GradientPass(model, 0, 10**9, 0, Phases(CPU))(prompts, ROWS, s, StopSignal()).gradient for s in (1, 2, 1)
+    ]
     assert torch.equal(gradients[0], gradients[2])
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-2)

@@ -14,6 +14,7 @@ from bmtpt_ds.runlog import Phases
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.target import Adaptation, Prior, update
 
+CPU = torch.device("cpu")
 ROWS = [TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1]), TokenRow([9, 10, 11, 12, 1], [42, 43, 1])]
 PARTICLES = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
 
@@ -74,7 +75,7 @@ def test_update_follows_the_gradient_of_equation_6(loaded, kind: str) -> None:
         for tensor in adaptation.prompt.tensors():
             tensor += 0.3 * torch.randn(tensor.shape, generator=draw)
     before = [t.detach().clone().double() for t in adaptation.prompt.tensors()]
-    gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases())
+    gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
     gradient = gradient_pass(adaptation.prompt.compose().detach()[None], ROWS, 1, StopSignal()).gradient[0]
     update(target, adaptation, prior, gradient, 1, loaded.ranks)
 
@@ -101,7 +102,7 @@ def drift(loaded, sigma: float, kind: str = "gaussian") -> float:
     target = TargetConfig(steps=60, warmup_steps=5, prior=kind, sigma=sigma, lr_full=0.05, lr_low_rank=0.05)
     prior = Prior(kind, PARTICLES, sigma)
     adaptation = Adaptation(prior.centre, target)
-    gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases())
+    gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
     for step in range(1, 61):
         theta = adaptation.prompt.compose().detach()
         gradient = gradient_pass(theta[None], ROWS, step, StopSignal()).gradient[0]

@@ -132,7 +132,14 @@ def collate(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> Batc
     source = pad([row.source for row in rows], pad_id)
     mask = pad([[1] * len(row.source) for row in rows], 0)
     labels = pad([row.target for row in rows], IGNORE)
-    return Batch(source.to(device), mask.to(device), labels.to(device))
+    return Batch(upload(source, device), upload(mask, device), upload(labels, device))
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's on the device; the host does not wait for what a GPU still has to do before."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def pad(ids: Sequence[list[int]], value: int) -> torch.Tensor:

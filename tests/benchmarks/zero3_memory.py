@@ -99,7 +99,7 @@ def work(folder: Path, json_name: str, out: Path) -> None:
     model = load_backbone(ranks, ModelConfig(name_or_path=str(folder)), deepspeed_json.load(json_name))
     figures = {"rss_before": before, "rss_loading_peak": peak_rss(), "rss_loaded": rss()}
     greatest = watch(model.backbone)
-    gradient_pass = GradientPass(model, 0, 10**9, 0, Phases())
+    gradient_pass = GradientPass(model, 0, 10**9, 0, Phases(ranks.device))
     rows = [TokenRow(list(range(3, 30)), [40, 1]), TokenRow(list(range(3, 25)), [41, 1])]
     prompts = torch.randn(2, 20, 768)
     for step in range(1, STEPS + 1):

@@ -1,0 +1,166 @@
+"""Everything that wants a GPU, one part after another. launchers/gpu_suite.sh says more.
+
+    python -m tests.gpu.suite --out DIR [part ...]
+
+Writes DIR/gpu-suite-DATE.json (device, versions, date, and for each part its status, seconds and figures) and a log a
+part beside it, and ends with a short table. Exit status 1 if a part has failed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 465  # of the whole suite: it ends within eight minutes
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "safetensors")
+
+
+class Part(NamedTuple):
+    command: Sequence[str]  # {out} is a file for its JSON line, {work} an empty folder
+    seconds: int
+
+
+def python(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, *arguments)
+
+
+SANITIZER = ("compute-sanitizer", "--error-exitcode", "3", "--kernel-regex", "kns=_kernel", "--tool")
+SMALL = python("-m", "tests.gpu.small_case")
+PARTS = {
+    "accuracy": Part(python("-m", "tests.gpu.accuracy", "--out", "{out}"), 120),
+    "tests": Part(python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"), 120),
+    "benchmark": Part(python("-m", "tests.benchmarks.svgd_step", "--out", "{out}"), 150),
+    "source resident": Part(python("-m", "tests.gpu.source_run", "resident", "{work}", "--out", "{out}"), 80),
+    "source zero3": Part(python("-m", "tests.gpu.source_run", "zero3", "{work}", "--out", "{out}"), 80),
+    "memcheck": Part((*SANITIZER, "memcheck", *SMALL), 60),
+    "racecheck": Part((*SANITIZER, "racecheck", *SMALL), 60),
+}
+
+
+def run_part(name: str, part: Part, out: Path, work: Path, seconds: float) -> dict:
+    """Its status, seconds, and figures where it wrote some. What it prints goes to a log."""
+    stem = name.replace(" ", "-")
+    figures, log = work / f"{stem}.json", out / f"gpu-suite-{stem}.log"
+    command = [word.format(out=figures, work=work) for word in part.command]
+    if shutil.which(command[0]) is None:
+        return {"status": f"skipped: no {command[0]} here", "seconds": 0.0}
+    if seconds < 10:
+        return {"status": "skipped: no time left", "seconds": 0.0}
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(min(part.seconds, seconds))
+            status = "passed" if code == 0 else f"failed: exit status {code}"
+        except subprocess.TimeoutExpired:
+            status = f"failed: not done after {min(part.seconds, seconds):.0f} s"
+        finally:
+            end_session(process)
+    result = {"status": status, "seconds": round(time.monotonic() - began, 1)}
+    if figures.exists():
+        result["figures"] = json.loads(figures.read_text())
+    elif name == "tests":
+        result["figures"] = log.read_text().strip().splitlines()[-1:]
+    return result
+
+
+def end_session(process: subprocess.Popen) -> None:
+    """Ends all that a part has started, by id."""
+    import psutil
+
+    for other in psutil.process_iter():
+        try:
+            if os.getsid(other.pid) == process.pid:
+                other.kill()
+        except (OSError, psutil.Error):
+            continue
+    process.wait(30)
+
+
+def describe() -> dict:
+    """Device, versions, date."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    gpu = torch.cuda.is_available()
+    properties = torch.cuda.get_device_properties(0) if gpu else None
+    return {
+        "suite": "gpu",
+        "date": date.today().isoformat(),
+        "device": properties.name if gpu else "none",
+        "multiprocessors": properties.multi_processor_count if gpu else 0,
+        "cuda": torch.version.cuda,
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"default: all; {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the JSON and the logs")
+    options = parser.parse_args()
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        parser.error(f"no part is called {unknown[0]}; there are {', '.join(PARTS)}")
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    result = describe()
+    if result["device"] == "none":
+        print("gpu_suite: no CUDA device here; start it on a machine with an NVIDIA GPU", file=sys.stderr)
+        sys.exit(2)
+    print(f"gpu_suite: {result['device']}, {result['versions']}", flush=True)
+    end, result["parts"] = time.monotonic() + SECONDS, {}
+    file = out / f"gpu-suite-{result['date']}.json"
+    with tempfile.TemporaryDirectory() as work:
+        for name in options.parts or PARTS:
+            result["parts"][name] = run_part(name, PARTS[name], out, Path(work), end - time.monotonic())
+            file.write_text(json.dumps(result, indent=1) + "\n")  # after each: what is there is not lost
+            print(f"{name}: {result['parts'][name]['status']}", flush=True)
+    print(table(result["parts"]))
+    print(f"gpu_suite: {file}")
+    sys.exit(any(part["status"].startswith("failed") for part in result["parts"].values()))
+
+
+def table(parts: dict[str, dict]) -> str:
+    """One line a part, with the figure that one looks for."""
+    lines = []
+    for name, part in parts.items():
+        lines.append(f"{name:16} {part['seconds']:6.1f} s  {part['status']:28} {headline(name, part.get('figures'))}")
+    return "\n".join(lines)
+
+
+def headline(name: str, figures: dict | list | None) -> str:
+    if not figures:
+        return ""
+    if name == "accuracy":
+        return f"worst relative error {figures['worst']:.1e}"
+    if name == "benchmark":
+        paper = {row["way"]: row for row in figures["figures"] if (row.get("M"), row.get("D")) == (5, 102_400)}
+        ways = (f"{way} {row['gpu_us']:.1f}" for way, row in paper.items())
+        return f"us a step at M 5, D 102,400 (floor {paper['fused']['floor_us']:.1f}): {', '.join(ways)}"
+    if name.startswith("source"):
+        return (
+            f"{figures['seconds']:.2f} s a step, {figures['seconds_svgd'] * 1e6:.0f} us of it SVGD; {figures['svgd']}"
+        )
+    return str(figures[0])
+
+
+if __name__ == "__main__":
+    main()
