@@ -3,6 +3,7 @@
 `quieten` comes before any heavy library is imported: most of them read their verbosity from the environment then.
 """
 
+import io
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 
 from bmtpt_ds.errors import UNWRITABLE
 
@@ -47,6 +48,11 @@ def print_line(text: str) -> None:
     """A line on stderr from any rank. That nobody can read it, the reader of a pipe being gone, ends no run."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def hush() -> AbstractContextManager:
+    """Inside, what DeepSpeed prints where it should log is not seen, unless everything is."""
+    return nullcontext() if is_verbose() else redirect_stdout(io.StringIO())
 
 
 @contextmanager

@@ -289,6 +289,14 @@ def test_plain_lines_say_what_the_metrics_say(recipe: Path, tmp_path: Path, caps
         assert f"  {left}  " in line
 
 
+def test_bfloat16_changes_nothing_about_what_is_printed(recipe: Path, tmp_path: Path, capfd) -> None:
+    run = ["source", "--config", str(recipe), "--run-dir", str(tmp_path / "run"), "--set", "model.dtype=bfloat16"]
+    assert main([*run, "--set", "source.steps=2"]) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(launch.lines_of(err)) == 4 + 2 + 1
+
+
 def test_the_plain_lines_of_an_adaptation(runs, tmp_path: Path, recipe: Path, capsys) -> None:
     named = ["--config", str(recipe), "--particles", str(runs.source), "--run-dir", str(tmp_path / "run")]
     assert main(["adapt", *named]) == 0

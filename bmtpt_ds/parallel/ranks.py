@@ -1,13 +1,12 @@
 """The processes of a job: who this one is, and what they do together."""
 
 import ctypes
-import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +21,7 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from bmtpt_ds.errors import UNWRITABLE, UserError
 from bmtpt_ds.model.weights import fingerprint
-from bmtpt_ds.quiet import is_verbose, say_if_longer
+from bmtpt_ds.quiet import hush, is_verbose, say_if_longer
 
 Value = TypeVar("Value")
 
@@ -150,7 +149,7 @@ def _join(timeout: timedelta) -> None:
         job = f"{os.environ.get('WORLD_SIZE', 'all')} ranks at {os.environ.get('MASTER_ADDR', 'their meeting point')}"
         what = f"{what}, waiting for {job}"
     # it prints that it has compiled, on every rank and each time
-    with say_if_longer(what), nullcontext() if is_verbose() else redirect_stdout(io.StringIO()):
+    with say_if_longer(what), hush():
         if launched:
             with _compiling():
                 deepspeed.init_distributed(timeout=timeout, verbose=False)

@@ -17,6 +17,7 @@ from bmtpt_ds.model.footprint import activation_bytes_per_token
 from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, fingerprint
 from bmtpt_ds.parallel.ranks import Ranks
 from bmtpt_ds.progress import Pass, readable_bytes
+from bmtpt_ds.quiet import hush
 
 # share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
 _MEMORY_SHARE = 0.5
@@ -91,7 +92,8 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     sharding = deepspeed.zero.Init(config_dict_or_path=ds) if stage == 3 else ranks.device
     backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=sharding)
     expected, weights = _fill(ranks, backbone, reader, dtype)
-    engine, *_ = deepspeed.initialize(model=backbone, config=ds)
+    with hush():  # in bfloat16 it prints its memory
+        engine, *_ = deepspeed.initialize(model=backbone, config=ds)
     _verify(ranks, backbone, expected)
     _set_activation_checkpointing(backbone, model.activation_checkpointing, ds)
     backbone.train_while_tuning = backbone.train_while_tuning or model.dropout > 0

@@ -74,7 +74,9 @@ def kernels(backend: Fused, buffers: Buffers) -> None:
 
 def compiled() -> Callable[[Buffers], None]:
     options, update = KernelOptions("median_log", "paper", 1.0), Update(True, LR, (0.9, 0.999), 1e-8, 0.0, None)
-    step = torch.compile(partial(Eager().step_, options=options, update=update), dynamic=False)
+    step = torch.compile(
+        partial(Eager().step_, options=options, update=update), dynamic=True
+    )  # in D: compiled once for each M
 
     @torch.no_grad()
     def run(buffers: Buffers) -> None:
@@ -139,30 +141,33 @@ def copy_bandwidth() -> float:
 def measure_gpu() -> Iterator[dict]:
     bandwidth = copy_bandwidth()
     yield {"copy_bytes_per_second": bandwidth}
-    device = torch.device("cuda")
     two, one = partial(kernels, Fused(one_launch=False)), partial(kernels, Fused())
     for M in MS:
+        torch._dynamo.reset()
+        ways = {"eager": eager, "compiled": compiled(), "two launches": two, "fused": one}
         for D in DS:
-            sets = make_sets(M, D, device)
+            sets = make_sets(M, D, torch.device("cuda"))
             floor = PASSES * M * D * 4 / bandwidth * 1e6
-            torch._dynamo.reset()
-            for name, step in {"eager": eager, "compiled": compiled(), "two launches": two, "fused": one}.items():
-                for buffers in sets * 2:
-                    step(buffers)
-                launches = launches_of(step, sets[0])
-                found = gpu_microseconds(step, sets, launches or 100)
-                yield {
-                    "M": M,
-                    "D": D,
-                    "way": name,
-                    "gpu_us": found,
-                    "floor_us": floor,
-                    "over_floor": found / floor,
-                    "launches": launches,
-                    "host_us": host_microseconds(step, sets),
-                }
+            for name, step in ways.items():
+                try:
+                    yield {"M": M, "D": D, "way": name, "floor_us": floor, **measure_way(step, sets, floor)}
+                except Exception as error:  # torch.compile wants a C compiler, which may not be there
+                    yield {"M": M, "D": D, "way": name, "error": str(error).splitlines()[0][:200]}
             del sets
             torch.cuda.empty_cache()
+
+
+def measure_way(step: Callable[[Buffers], None], sets: list[Buffers], floor: float) -> dict:
+    for buffers in sets * 2:
+        step(buffers)
+    launches = launches_of(step, sets[0])
+    found = gpu_microseconds(step, sets, launches or 100)
+    return {
+        "gpu_us": found,
+        "over_floor": found / floor,
+        "launches": launches,
+        "host_us": host_microseconds(step, sets),
+    }
 
 
 def measure_cpu() -> Iterator[dict]:
@@ -174,11 +179,15 @@ def measure_cpu() -> Iterator[dict]:
 
 
 def table(figures: list[dict]) -> str:
-    columns = list(figures[-1])
-    rows = [[f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in figures]
+    columns = list(dict.fromkeys(key for row in figures for key in row))
+    rows = [[_cell(row.get(key)) for key in columns] for row in figures]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [columns, *rows]]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
