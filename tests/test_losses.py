@@ -1,11 +1,16 @@
 """The step's gradient: the definition, whatever the micro-batches."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.losses import GradientPass
+from bmtpt_ds.losses import Flags, GradientPass, LateFlags
+from bmtpt_ds.model.backbone import checkpoint_activations
 from bmtpt_ds.runlog import Phases
 from bmtpt_ds.stopping import StopSignal
 
@@ -60,8 +65,6 @@ class ShortMemory:
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) -> None:
-    from dataclasses import replace
-
     prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
     short = ShortMemory(loaded.backbone, rows=2)
     gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))
@@ -74,8 +77,6 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) ->
 
 
 def test_out_of_memory_with_a_single_row_says_what_helps(loaded) -> None:
-    from dataclasses import replace
-
     short = ShortMemory(loaded.backbone, rows=0)
     with pytest.raises(UserError, match="activation_checkpointing"):
         GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))(
@@ -107,3 +108,43 @@ def test_dropout_is_drawn_anew_each_step_and_again_the_same_on_resume(untied_mod
     ]
     assert torch.equal(gradients[0], gradients[2])
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_read_back_by_the_host(loaded, checkpointing):
+    """Fake tensors hold no values: an item(), a float() or a branch on one raises, in our code and in transformers'."""
+    backbone = copy.deepcopy(loaded.backbone)
+    if checkpointing:
+        checkpoint_activations(backbone)
+    backbone.train(backbone.train_while_tuning)
+    gradient_pass = GradientPass(replace(loaded, backbone=backbone), 0, 64, 0, Phases(CPU))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        found = gradient_pass(torch.randn(3, 5, 32), ROWS, 1, StopSignal())
+        assert found.gradient.shape == (3, 5, 32)
+        with pytest.raises(RuntimeError):  # so the above can fail: this is what waits
+            found.flags.read()
+
+
+def read(late: LateFlags, step: int, *, finite: bool = True, stop: bool = False, now: bool = False) -> list[tuple]:
+    return list(late.read(step, Flags(torch.tensor(finite), torch.tensor(float(stop))), now=now))
+
+
+def test_on_a_cpu_flags_are_read_at_once():
+    late = LateFlags(CPU)
+    assert read(late, 1) == [(1, True, False)]
+    assert read(late, 2, finite=False) == [(2, False, False)]
+    assert read(late, 3, stop=True) == [(3, True, True)]
+
+
+def test_on_a_gpu_flags_are_read_a_step_late():
+    late = LateFlags(torch.device("cuda"))
+    assert read(late, 1, finite=False) == []
+    assert read(late, 2) == [(1, False, False)]
+    assert read(late, 3) == [(2, True, False)]
+    # where the host waits anyway, for a line of the log or a checkpoint, nothing is left open
+    assert read(late, 4, now=True) == [(3, True, False), (4, True, False)]
+    assert read(late, 5) == []
+    # a wish is heard a step late, and what the step after it was is known too before the checkpoint is written
+    assert read(late, 6, stop=True) == [(5, True, False)]
+    assert read(late, 7, finite=False) == [(6, True, True), (7, False, False)]
+    assert read(late, 8) == []

@@ -207,6 +207,49 @@ def test_a_launch_that_was_broken_off_leaves_no_trace(backend):
     assert found.drive_norm > 0
 
 
+@pytest.mark.parametrize(
+    ("said", "goes_on"),
+    [
+        ("Triton Error [CUDA]: too many blocks in cooperative launch", True),
+        ("Triton Error [CUDA]: operation not supported", True),
+        ("Triton Error [CUDA]: an illegal memory access was encountered", False),
+    ],
+)
+def test_where_the_driver_refuses_a_cooperative_launch_two_launches_do(monkeypatch, said, goes_on):
+    from bmtpt_ds.svgd import kernels
+
+    class Driver:
+        """Refuses the fused kernel, as a driver would: with nothing done."""
+
+        def __init__(self, kernel):
+            self.kernel, self.refused = kernel, 0
+
+        def __getitem__(self, grid):
+            def launch(**arguments):
+                if arguments["FUSED"]:
+                    self.refused += 1
+                    raise RuntimeError(said)
+                return self.kernel[grid](**arguments)
+
+            return launch
+
+    driver = Driver(kernels.step_kernel)
+    theta, score = draw(5, 300)
+    expected, (state, expected_state) = theta.clone(), (init_state(theta, "adamw") for _ in range(2))
+    for _ in range(2):
+        svgd_step_(expected, score, expected_state, lr=0.3, backend="reference")
+    monkeypatch.setattr(kernels, "step_kernel", driver)
+    if not goes_on:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            svgd_step_(theta, score, state, lr=0.3, backend=ONE)
+        return
+    for _ in range(2):
+        svgd_step_(theta, score, state, lr=0.3, backend=ONE)
+    assert driver.refused == 1  # and is not asked again
+    assert relative(theta, expected) < 1e-5
+    assert state["step"] == 2
+
+
 def test_buffers_are_made_once():
     theta, score = draw(5, 300)
     state = init_state(theta, "adamw")
