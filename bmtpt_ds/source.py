@@ -25,7 +25,7 @@ from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
-from bmtpt_ds.svgd import Diagnostics, choose_backend, init_state, svgd_step_
+from bmtpt_ds.svgd import Backend, Diagnostics, choose_backend, init_state, svgd_step_
 from bmtpt_ds.tasks import Task
 
 
@@ -69,6 +69,18 @@ class Posterior:
         self.validated, self.skipped_in_a_row = saved["validated"], saved["skipped_in_a_row"]
 
 
+def svgd_backend(source: SourceConfig, particles: torch.Tensor) -> Backend:
+    """What is to compute the SVGD steps of these particles [M, L, H].
+
+    Raises:
+        UserError: the recipe wants one that cannot run here.
+    """
+    try:
+        return choose_backend(particles.flatten(1), source.svgd.backend)
+    except ValueError as error:
+        raise UserError(f"source.svgd.backend: {error}") from None
+
+
 def learn_posterior(
     session: Session, tasks: Sequence[SourceTask], posterior: Posterior, log: RunLog, checkpoints: Checkpoints
 ) -> None:
@@ -84,8 +96,8 @@ def learn_posterior(
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
     gradient_of = GradientPass.of(session, phases)
     backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
-    flat = posterior.particles.flatten(1)
-    log.say(f"SVGD: {choose_backend(flat).describe(flat)}")
+    backend = svgd_backend(source, posterior.particles)
+    log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")
     while True:
         if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
             with phases.paused():
@@ -97,7 +109,7 @@ def learn_posterior(
             rows = draw_rows(source, run.seed, step, tasks, session.encoder)
         backbone.train(backbone.train_while_tuning)
         gradient = gradient_of(posterior.particles, rows, step, session.stop)
-        diagnostics = svgd_step(source, ranks, posterior, gradient, step, phases)
+        diagnostics = svgd_step(source, backend, ranks, posterior, gradient, step, phases)
         posterior.step = step
         phases.count_step()
         logged = is_log_step(step, run.log_every, source.steps)
@@ -130,7 +142,13 @@ def draw_rows(
 
 
 def svgd_step(
-    source: SourceConfig, ranks: Ranks, posterior: Posterior, gradient: StepGradient, step: int, phases: Phases
+    source: SourceConfig,
+    backend: Backend,
+    ranks: Ranks,
+    posterior: Posterior,
+    gradient: StepGradient,
+    step: int,
+    phases: Phases,
 ) -> Diagnostics | None:
     """Moves the particles on rank 0, tells the others; what the step was made of, on rank 0."""
     diagnostics = None
@@ -150,6 +168,7 @@ def svgd_step(
                 bandwidth=source.svgd.bandwidth,
                 damping=source.svgd.damping,
                 repulsion_scale=source.svgd.repulsion_scale,
+                backend=backend,
             )
     with phases("broadcast"):
         ranks.broadcast_(posterior.particles)

@@ -37,7 +37,8 @@ def test_exponents_are_numbers(text: str) -> None:
 def test_overrides_reach_nested_keys_and_read_yaml(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", "source: {tasks: [sst2], svgd: {damping: none}}")
     recipe = load_recipe(file, ["source.svgd.bandwidth=median", "source.tasks=[rte, cola]", "source.lr=1e-3"])
-    assert recipe.source.svgd.model_dump() == {"bandwidth": "median", "damping": "none", "repulsion_scale": 1.0}
+    svgd = recipe.source.svgd
+    assert (svgd.bandwidth, svgd.damping, svgd.repulsion_scale, svgd.backend) == ("median", "none", 1.0, "auto")
     assert recipe.source.tasks == ["rte", "cola"]
     assert recipe.source.lr == 1e-3
 

@@ -1,5 +1,6 @@
 """The source stage: a step is Algorithm 1's, steps with non-finite scores are skipped and in the end stop the run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bmtpt_ds.data.tokens import RowEncoder, collate
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.runlog import RunLog
 from bmtpt_ds.session import Session
-from bmtpt_ds.source import Posterior, SourceTask, draw_rows, learn_posterior
+from bmtpt_ds.source import Posterior, SourceTask, draw_rows, learn_posterior, svgd_backend
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import svgd_direction
 from bmtpt_ds.tasks import get_task
@@ -38,10 +39,11 @@ def learn(loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[SourceTask], 
     return posterior
 
 
-@pytest.mark.parametrize("scale", [1.0, 7.0])
-def test_first_step_is_algorithm_1(loaded, encoder, tasks, tmp_path: Path, scale: float) -> None:
+@pytest.mark.parametrize("scale, backend", [(1.0, "auto"), (7.0, "auto"), (7.0, "triton")])
+def test_first_step_is_algorithm_1(loaded, encoder, tasks, tmp_path: Path, scale: float, backend: str) -> None:
     """theta + lr * phi, phi of the scores - scale * grad of the mean over all rows, each row alone in its batch."""
-    recipe = recipe_with(optimizer="sgd", lr=3.0, steps=1, likelihood_scale=scale, svgd={"damping": "matched"})
+    svgd = {"damping": "matched", "backend": backend}
+    recipe = recipe_with(optimizer="sgd", lr=3.0, steps=1, likelihood_scale=scale, svgd=svgd)
     before = Session(recipe, loaded, encoder, StopSignal()).initial_prompts(3)
     theta = before.clone().requires_grad_()
     drawn = draw_rows(recipe.source, 0, 1, tasks, encoder)
@@ -54,6 +56,30 @@ def test_first_step_is_algorithm_1(loaded, encoder, tasks, tmp_path: Path, scale
     phi = svgd_direction(before.flatten(1).double(), -scale * theta.grad.flatten(1).double(), damping="matched")
     after = learn(loaded, encoder, recipe, tasks, tmp_path).particles
     torch.testing.assert_close((after - before).flatten(1).double(), 3.0 * phi.direction, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_by_the_kernels_is_a_run_by_the_reference(loaded, encoder, tasks, tmp_path: Path) -> None:
+    ends = []
+    for backend in ("reference", "triton"):
+        recipe = recipe_with(steps=4, clip_norm=1.0, svgd={"backend": backend})
+        posterior = learn(loaded, encoder, recipe, tasks, tmp_path / backend)
+        lines = [json.loads(line) for line in (tmp_path / backend / "metrics.jsonl").read_text().splitlines()]
+        ends.append((posterior, [line for line in lines if "loss" in line]))
+    (right, expected), (found, logged) = ends
+    torch.testing.assert_close(found.particles, right.particles, rtol=1e-3, atol=1e-3)
+    assert len(logged) == len(expected) == 4
+    for one, two in zip(logged, expected, strict=True):
+        for name in ("loss", "bandwidth", "damping", "kernel_mean", "drive_norm", "repulsion_norm", "skipped"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3), name
+
+
+def test_a_backend_that_cannot_run_here_is_refused(monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    source = recipe_with(svgd={"backend": "triton"}).source
+    with pytest.raises(
+        UserError, match=r"^source.svgd.backend: .* particles are on cpu, not on an NVIDIA GPU"
+    ):
+        svgd_backend(source, torch.zeros(3, 5, 32))
 
 
 def test_a_step_draws_kappa_tasks_and_the_same_rows_for_the_same_seed(encoder, tasks) -> None:

@@ -20,7 +20,7 @@ from bmtpt_ds.results import score_table, write_results
 from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory, check_files
 from bmtpt_ds.runlog import RunLog, check_monitors
 from bmtpt_ds.session import Session, load_rows, open_session, start
-from bmtpt_ds.source import Posterior, SourceTask, learn_posterior
+from bmtpt_ds.source import Posterior, SourceTask, learn_posterior, svgd_backend
 from bmtpt_ds.stage_inputs import check_source_rows, source_tasks, target_splits, target_task
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.target import Adaptation, Prior, adapt
@@ -49,6 +49,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         for task in tasks:
             session.encoder.check_answers(task)
         posterior = Posterior.start(session.initial_prompts(source.particles), source.optimizer)
+        ranks.together(lambda: svgd_backend(source, posterior.particles))  # before anything is written
         _restore(session, directory, posterior)
         ranks.first_does(directory.open)
         log = _open_log(session, directory, posterior, source.steps, dict(zip(source.tasks, splits, strict=True)))

@@ -39,11 +39,12 @@ class PromptConfig(Section):
 
 
 class SVGDConfig(Section):
-    """The options of the SVGD direction (paper, appendix B)."""
+    """The options of the SVGD direction (paper, appendix B), and what computes it."""
 
     bandwidth: Literal["median_log", "median", "printed"] | Positive = "median_log"
     damping: Literal["paper", "matched", "none"] | Damping = "paper"
     repulsion_scale: NonNegative = 1.0
+    backend: Literal["auto", "reference", "triton"] = "auto"  # auto: the fused kernel on an NVIDIA GPU, else torch
 
 
 class StageConfig(Section):
