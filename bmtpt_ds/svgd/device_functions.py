@@ -13,37 +13,42 @@ H_FLOOR = tl.constexpr(1e-12)  # as in reference.py
 # words of `sync`
 BARRIER = tl.constexpr(0)
 TICKETS = tl.constexpr(1)
-LAUNCHES = tl.constexpr(2)  # that came to their end
-ARRIVALS = tl.constexpr(65536)  # more than the programs of a launch
+GENERATION = tl.constexpr(2)  # of the last launch that came to its end
+ARRIVALS = tl.constexpr(1024)  # more than the programs of a launch
 
 
 # ---- programs that wait for each other ----
 
 
 @triton.jit
-def first_arrival(sync_ptr, epoch):
-    """The value that a word of `sync` has before any program of this launch has arrived.
+def generation_of(sync_ptr, epoch):
+    """A number that grows with every launch.
 
-    It grows with every launch: by `epoch`, which the host counts, and by LAUNCHES, which counts on where a graph is
-    replayed with the same epoch. What a launch that was broken off has left in a word is always below it.
+    `epoch`, 1 or more, is counted by the host, so what a launch that was broken off has left behind is always of an
+    earlier generation. A graph is replayed with the same epoch each time: it comes on top of the last generation.
     """
-    return (epoch + tl.load(sync_ptr + LAUNCHES)) * ARRIVALS
+    return epoch + tl.load(sync_ptr + GENERATION)
 
 
 @triton.jit
-def arrive(word_ptr, first, order: tl.constexpr):
-    """Counts this program in and returns how many were there before it. What it has stored comes first."""
+def arrive(word_ptr, generation, order: tl.constexpr):
+    """Counts this program in and returns how many were there before it. What it has stored comes first.
+
+    The first one of a generation lifts the word above all that went before.
+    """
+    first = generation * ARRIVALS
     tl.debug_barrier()
     tl.atomic_max(word_ptr, first, sem="relaxed")
     return tl.atomic_add(word_ptr, 1, sem=order) - first
 
 
 @triton.jit
-def wait_for_all(word_ptr, first, GRID: tl.constexpr):
+def wait_for_all(word_ptr, generation, GRID: tl.constexpr):
     """The barrier of the grid: returns when all its programs are here, and sees what they stored before."""
-    arrive(word_ptr, first, "release")
-    arrived = first
-    while arrived < first + GRID:
+    arrive(word_ptr, generation, "release")
+    everyone = generation * ARRIVALS + GRID
+    arrived = everyone - GRID
+    while arrived < everyone:
         arrived = tl.atomic_add(word_ptr, 0, sem="acquire")
     tl.debug_barrier()
 

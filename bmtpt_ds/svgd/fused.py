@@ -3,6 +3,7 @@
 Symbols: M particles, D numbers in a particle.
 """
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from .backend import Diagnostics, KernelOptions, State, Update
 from .reference import Direction
 
+_LOGGER = logging.getLogger(__name__)
 MOST_PARTICLES = 32
 OLDEST = (8, 0)  # compute capability
 _NARROWEST = 128  # columns of a tile: what a warp loads at once
@@ -161,7 +163,9 @@ class Fused:
                 except RuntimeError as error:
                     if "cooperative" not in str(error) and "not supported" not in str(error):
                         raise
-                    workspace.one_launch = False  # and nothing has run: another process has a part of the GPU
+                    # nothing has run; another process may hold a part of the GPU
+                    workspace.one_launch = False
+                    _LOGGER.warning("SVGD takes two launches a step: the GPU refuses a cooperative one (%s)", error)
             first = {name: arguments[name] for name in kernels.distances_kernel.arg_names}
             kernels.distances_kernel[on](**first, **native)
             kernels.step_kernel[on](**arguments, HELD=False, FUSED=False, **native)

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .device_functions import (
     BARRIER,
-    LAUNCHES,
+    GENERATION,
     TICKETS,
     adam,
     adam_scalars,
@@ -25,7 +25,7 @@ from .device_functions import (
     bandwidth_and_damping,
     direction,
     direction_in_registers,
-    first_arrival,
+    generation_of,
     is_bad,
     load_tile,
     one_of,
@@ -105,7 +105,7 @@ def step_kernel(
     have it HELD in registers across the barrier: only then are the inputs read once.
     """
     pid = tl.program_id(0)
-    first = first_arrival(sync_ptr, epoch)
+    generation = generation_of(sync_ptr, epoch)
     if HELD:
         columns = pid * BLOCK + tl.arange(0, BLOCK)
         theta = load_tile(theta_ptr, columns, D, M, ROWS)
@@ -118,7 +118,7 @@ def step_kernel(
     elif FUSED:
         measure(theta_ptr, score_ptr, partial_ptr + pid * SLOTS, D, count, M, ROWS, BLOCK, GRID, TILES, PAIRS)
     if FUSED:
-        wait_for_all(sync_ptr + BARRIER, first, GRID)
+        wait_for_all(sync_ptr + BARRIER, generation, GRID)
 
     sums = sum_over_programs(partial_ptr, GRID, SLOTS, CHUNK)
     r2 = tl.where(tl.arange(0, SLOTS) < PAIRS, sums, 0.0)
@@ -172,7 +172,7 @@ def step_kernel(
 
     tl.store(norm_ptr + pid * 2, tl.sum(drive_squares, axis=0))
     tl.store(norm_ptr + pid * 2 + 1, tl.sum(repulsion_squares, axis=0))
-    before = arrive(sync_ptr + TICKETS, first, "acq_rel")
+    before = arrive(sync_ptr + TICKETS, generation, "acq_rel")
     tl.debug_barrier()
     if before == GRID - 1:
         norms = sum_over_programs(norm_ptr, GRID, 2, CHUNK)
@@ -180,7 +180,7 @@ def step_kernel(
             report_ptr, matrix_ptr, kernel_ptr, step_ptr, skipped_ptr, norms, K, h, lam, finite,
             M, ROWS, PAIRS, OPTIMIZER,
         )  # fmt: skip
-        tl.store(sync_ptr + LAUNCHES, tl.load(sync_ptr + LAUNCHES) + 1)
+        tl.store(sync_ptr + GENERATION, generation)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -1,8 +1,9 @@
 """Compiles the kernels for a GPU that need not be there, and prints what became of each as a line of JSON.
 
-    python -m tests.svgd.compiled CAPABILITY [M,D[,OPTIMIZER] ...]
+    python -m tests.svgd.compiled CAPABILITY {M,D[,OPTIMIZER] | variants} ...
 
-For each case: seconds, registers a thread, bytes of stack, spill (`local`), barrier instructions and float atomics.
+For each case: seconds, registers a thread, bytes of stack and local memory (what spills goes there), how often the PTX
+has each ordering of the barrier, and float atomics. `variants` are all that the options make of one size.
 """
 
 import json
@@ -27,47 +28,90 @@ MULTIPROCESSORS = 132  # of an H100 or H200
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
 
 
+OPTIONS = KernelOptions("median_log", "matched", 1.0)
+VARIANTS = (
+    *({"options": KernelOptions(bandwidth, "paper", 1.0)} for bandwidth in ("median", "printed", 2.0)),
+    {"clip_norm": None},
+    {"scores": torch.bfloat16},
+    {"lr": torch.tensor(0.3)},
+    {"optimizer": "none"},
+    {"optimizer": "none", "one_launch": False},
+)
+
+
 def main() -> None:
     capability, *cases = sys.argv[1:]
     for case in cases:
+        if case == "variants":
+            for variant in VARIANTS:
+                compile_step(int(capability), 5, 5000, **variant)
+            compile_distances(int(capability), 5, 5000)
+            continue
         M, D, *optimizer = case.split(",")
         for one_launch in (True, False):
-            compile_case(int(capability), int(M), int(D), *optimizer, one_launch=one_launch)
+            compile_step(int(capability), int(M), int(D), *optimizer, one_launch=one_launch)
 
 
-def compile_case(capability: int, M: int, D: int, optimizer: str = "adamw", *, one_launch: bool) -> None:
-    """step_kernel as `Fused` would launch it on particles [M, D]."""
+def compile_step(
+    capability: int, M: int, D: int, optimizer: str = "adamw", *, one_launch: bool = True, **variant
+) -> None:
+    """step_kernel as `Fused` would launch it on particles [M, D]; `optimizer` "none" for the direction alone."""
+    arguments, grid = step_arguments(M, D, optimizer, one_launch, **variant)
+    report(kernels.step_kernel, arguments, capability, grid, {"optimizer": optimizer, "one_launch": one_launch})
+
+
+def compile_distances(capability: int, M: int, D: int) -> None:
+    arguments, grid = step_arguments(M, D, "adamw", False)
+    report(kernels.distances_kernel, arguments, capability, grid, {"one_launch": False})
+
+
+def step_arguments(
+    M: int,
+    D: int,
+    optimizer: str,
+    one_launch: bool,
+    options: KernelOptions = OPTIONS,
+    clip_norm: float | None = 1.0,
+    scores: torch.dtype = torch.float32,
+    lr: float | torch.Tensor = 0.3,
+) -> tuple[dict, fused.Grid]:
     particles = torch.zeros(M, D)
     grid = fused.Grid.plan(M, D, MULTIPROCESSORS, hold=one_launch)
-    state = init_state(particles, optimizer)
-    workspace = fused.Workspace(M, grid.programs, particles.device, state["skipped"])
-    update = Update(optimizer != "sgd", 0.3, (0.9, 0.999), 1e-8, 0.01, 1.0)
-    options = KernelOptions("median_log", "matched", 1.0)
-    tensors = {f"{name}_ptr": tensor for name, tensor in state.items()}
-    arguments = fused.kernel_arguments(particles, particles, workspace, grid, options, update, **tensors)
-    arguments |= {"HELD": grid.held and one_launch, "FUSED": one_launch}
+    if optimizer == "none":
+        update, tensors, skipped = None, {"out_ptr": particles, "matrix_ptr": particles}, particles
+    else:
+        state = init_state(particles, optimizer)
+        update = Update(optimizer != "sgd", 0.3, (0.9, 0.999), 1e-8, 0.01, clip_norm)
+        tensors, skipped = {f"{name}_ptr": tensor for name, tensor in state.items()}, state["skipped"]
+    workspace = fused.Workspace(M, grid.programs, particles.device, skipped)
+    arguments = fused.kernel_arguments(particles, particles.to(scores), workspace, grid, options, update, **tensors)
+    if isinstance(lr, torch.Tensor):  # as one on the GPU would be handed on
+        arguments |= {"lr": lr, "LR_ON_DEVICE": True}
+    return arguments | {"HELD": grid.held and one_launch, "FUSED": one_launch}, grid
+
+
+def report(kernel, arguments: dict, capability: int, grid: fused.Grid, case: dict) -> None:
     began = time.perf_counter()
     binary = triton.compile(
-        source_of(kernels.step_kernel, arguments),
+        source_of(kernel, arguments),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": grid.warps, "launch_cooperative_grid": one_launch, **fused.COMPILER},
+        options={
+            "num_warps": grid.warps,
+            "launch_cooperative_grid": arguments["FUSED"],
+            **fused.COMPILER,
+        },
     )
-    seconds = time.perf_counter() - began
-    print(
-        json.dumps(
-            {
-                "M": M,
-                "D": D,
-                "optimizer": optimizer,
-                "one_launch": one_launch,
-                **grid._asdict(),
-                "seconds": round(seconds, 2),
-                **resources(binary.asm["cubin"]),
-                **barrier(binary.asm["ptx"]),
-            }
-        ),
-        flush=True,
-    )
+    line = {
+        "kernel": kernel.__name__,
+        "M": arguments["M"],
+        "D": arguments["D"],
+        **case,
+        **grid._asdict(),
+        "seconds": round(time.perf_counter() - began, 2),
+        **resources(binary.asm["cubin"]),
+        **barrier(binary.asm["ptx"]),
+    }
+    print(json.dumps(line), flush=True)
 
 
 def source_of(kernel, arguments: dict) -> ASTSource:

@@ -12,12 +12,11 @@ pytest.importorskip("triton")
 CASES = ("5,102400", "5,102400,sgd", "1,102400", "3,7", "6,102400", "8,76800", "10,102400", "10,1000000")
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_compiles_for(capability, tmp_path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+def compiled(capability, cases, cache):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.svgd.compiled", str(capability), *CASES],
+        [sys.executable, "-m", "tests.svgd.compiled", str(capability), *cases],
         env=environment,
         capture_output=True,
         text=True,
@@ -25,7 +24,12 @@ def test_compiles_for(capability, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_for(capability, tmp_path):
+    found = compiled(capability, CASES, tmp_path)
     assert len(found) == 2 * len(CASES)
     for case in found:
         assert case["seconds"] < 10, case
@@ -35,3 +39,12 @@ def test_compiles_for(capability, tmp_path):
         assert case["release"] == case["acquire"] == int(case["one_launch"]), case
         assert case["acq_rel"] == 1, case
     assert found[0]["held"]  # the paper's setting reads its inputs once
+
+
+def test_every_option_compiles(tmp_path):
+    found = compiled(90, ["variants"], tmp_path)
+    assert len(found) == 9
+    assert found[-1]["kernel"] == "distances_kernel"
+    assert found[-1]["release"] == found[-1]["acquire"] == found[-1]["acq_rel"] == 0
+    for case in found:
+        assert case["stack"] == case["local"] == case["float_atomics"] == 0, case

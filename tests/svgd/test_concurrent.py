@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 if not is_interpreted():
     pytest.skip("there is a GPU here: the kernels are compiled", allow_module_level=True)
 
-STEPS = 3
+EPOCHS = (1, 3, 2)  # the last one as a captured step is replayed: with the epoch that it was captured with
 SECONDS = 120  # for processes that start, import and take three steps
 
 
@@ -51,7 +51,9 @@ def test_programs_that_run_at_once_make_the_references_step(M, D, programs, held
         KernelOptions("median_log", "paper", 1.0),
         Update(optimizer != "sgd", 0.3, (0.9, 0.999), 1e-8, 0.1, 1.0),
     )
-    launches = [kernel_arguments(theta, score, workspace, grid, options, update, **tensors) for _ in range(STEPS)]
+    launches = [kernel_arguments(theta, score, workspace, grid, options, update, **tensors) for _ in EPOCHS]
+    for arguments, epoch in zip(launches, EPOCHS, strict=True):
+        arguments["epoch"] = epoch
     for argument in launches[0].values():
         if isinstance(argument, torch.Tensor):
             argument.share_memory_()
@@ -72,13 +74,13 @@ def test_programs_that_run_at_once_make_the_references_step(M, D, programs, held
         for process in processes:
             process.kill()
 
-    for _ in range(STEPS):
+    for _ in EPOCHS:
         right = svgd_step_(
             expected, score, expected_state, optimizer=optimizer, lr=0.3, weight_decay=0.1, clip_norm=1.0
         )
     assert (theta - expected).norm() < 1e-5 * expected.norm()
-    assert state["step"] == STEPS
+    assert state["step"] == len(EPOCHS)
     assert state["skipped"] == 0
-    assert workspace.sync[2] == STEPS
+    assert workspace.sync[2] == sum(EPOCHS)
     for found, value in zip(workspace.report, right, strict=False):
         assert found.item() == pytest.approx(value.item(), rel=1e-5)

@@ -11,6 +11,9 @@ from bmtpt_ds.svgd.fused import Fused, Grid, is_interpreted
 
 pytest.importorskip("triton")
 
+from bmtpt_ds.svgd import device_functions
+
+GENERATION, ARRIVALS = device_functions.GENERATION.value, device_functions.ARRIVALS.value
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BANDWIDTHS = ["median_log", "median", "printed", "number"]
 DAMPINGS = ["paper", "matched", "none", 0.25]
@@ -198,8 +201,9 @@ def test_a_launch_that_was_broken_off_leaves_no_trace(backend):
     expected, expected_state = theta.clone(), init_state(theta, "adamw")
     for name, tensor in expected_state.items():
         tensor.copy_(state[name])
-    state.workspace.sync[:2] += 1
     state.workspace.epoch += 1  # the host had counted it
+    generation = state.workspace.sync[GENERATION] + state.workspace.epoch
+    state.workspace.sync[:GENERATION] = generation * ARRIVALS + torch.tensor([3, 1], device=DEVICE)
     found = svgd_step_(theta, score, state, lr=0.3, backend=backend)
     svgd_step_(expected, score, expected_state, lr=0.3, backend=backend)
     assert torch.equal(theta, expected)
@@ -215,7 +219,7 @@ def test_a_launch_that_was_broken_off_leaves_no_trace(backend):
         ("Triton Error [CUDA]: an illegal memory access was encountered", False),
     ],
 )
-def test_where_the_driver_refuses_a_cooperative_launch_two_launches_do(monkeypatch, said, goes_on):
+def test_where_the_driver_refuses_a_cooperative_launch_two_launches_do(monkeypatch, caplog, said, goes_on):
     from bmtpt_ds.svgd import kernels
 
     class Driver:
@@ -246,8 +250,22 @@ def test_where_the_driver_refuses_a_cooperative_launch_two_launches_do(monkeypat
     for _ in range(2):
         svgd_step_(theta, score, state, lr=0.3, backend=ONE)
     assert driver.refused == 1  # and is not asked again
+    assert [record.message.split(":")[0] for record in caplog.records] == ["SVGD takes two launches a step"]
     assert relative(theta, expected) < 1e-5
     assert state["step"] == 2
+
+
+def test_a_step_replayed_with_its_old_epoch_is_a_step_like_others():
+    """As a captured graph does it, with other steps between."""
+    theta, score = draw(5, 300)
+    expected, (state, expected_state) = theta.clone(), (init_state(theta, "adamw") for _ in range(2))
+    for epoch in (1, 2, 3, 4, 2, 2, 7, 2):
+        svgd_step_(expected, score, expected_state, lr=0.3, backend="reference")
+        if state.workspace:
+            state.workspace.epoch = epoch - 1
+        svgd_step_(theta, score, state, lr=0.3, backend=ONE)
+    assert state["step"] == 8  # a ticket of an older generation would have kept it from counting
+    assert relative(theta, expected) < 1e-5
 
 
 def test_buffers_are_made_once():
