@@ -278,7 +278,7 @@ def test_a_cache_that_cannot_be_written(ask, tmp_path: Path) -> None:
 
 # --- datasets --------------------------------------------------------------------------------------------------------
 
-READ = "__import__('json').dumps(read_task(get_task('mrpc'), None))"
+READ = "__import__('json').dumps(read_task(get_task('mrpc'), None).rows)"
 
 
 def test_a_dataset_gives_the_rows_that_it_holds_and_no_other_files_are_fetched(hub: HubServer, ask, rows: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from bmtpt_ds.config import Recipe, deepspeed_json
 from bmtpt_ds.data.hub import hub_place
 from bmtpt_ds.data.prepared import Prepared
-from bmtpt_ds.data.rows import task_folder
+from bmtpt_ds.data.rows import task_folders
 from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.hub import cached_model
 from bmtpt_ds.model_folder import (
@@ -154,11 +154,12 @@ def _rows(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) -> I
     prepared = Prepared.find(recipe.data.root)
     for task in tasks:
         if task.name not in splits:
-            yield _Line("", f"{task.name}: will be downloaded, {hub_place(task)}")
+            places = (hub_place(task, config) for config in task.hub_configs)
+            yield _Line("", f"{task.name}: will be downloaded, {' and '.join(places)}")
             continue
         counts = ", ".join(f"{split} {len(rows)}" for split, rows in splits[task.name]._asdict().items())
-        where = f"prepared in {prepared.folder}" if prepared else str(task_folder(task, recipe.data.root))
-        yield _Line("", f"{task.name}: {counts}; {where}")
+        folders = [f"prepared in {prepared.folder}"] if prepared else map(str, task_folders(task, recipe.data.root))
+        yield _Line("", f"{task.name}: {counts}; {' and '.join(folders)}")
 
 
 # --- the DeepSpeed JSON ----------------------------------------------------------------------------------------------

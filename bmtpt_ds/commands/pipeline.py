@@ -60,6 +60,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
             processed = {"source": source.steps * cells, "target": 0}
             write_particles(run_dir, session, posterior.particles, source.tasks, processed)
             write_results(run_dir / RESULTS, session, processed, posterior.particles.numel())
+        _say_cut_rows(log, session)
         log.say(f"source: {source.steps} steps done, {posterior.describe()} in {run_dir / PARTICLES}")
 
 
@@ -104,6 +105,7 @@ def run_adapt(
             write_results(
                 run_dir / RESULTS, session, processed, parameters, shots=target.shots, split="test", scores=scores
             )
+        _say_cut_rows(log, session)
         log.say(score_table({task.name: tested}, "test"))
 
 
@@ -202,6 +204,11 @@ def _restore(session: Session, directory: RunDirectory, state: Posterior | Adapt
     if stored is not None:
         check_belongs(stored, session)
         state.restore(stored.tensors, stored.state)
+
+
+def _say_cut_rows(log: RunLog, session: Session) -> None:
+    if cut := session.encoder.cut_rows():
+        log.say(cut)
 
 
 def _open_log(

@@ -150,7 +150,7 @@ def _prompted(
 
 # --- lines -----------------------------------------------------------------------------------------------------------
 
-Source = tuple[int, str]  # which of the asked tasks, and the text that it reads
+Source = tuple[int, str | dict[str, Any]]  # which of the asked tasks, and the text or the row that it reads
 
 
 def _read_sources(asked: Sequence[Asked]) -> list[list[Source]]:
@@ -167,29 +167,29 @@ def _sources(line: str | dict[str, Any], number: int, asked: Sequence[Asked]) ->
     if isinstance(line, str):
         return [(i, _source_of_text(line, asked[i], f"line {number}")) for i in everyone]
     # "task" may be a column too
-    columns = {column for one in asked for _, column in one.task.source_fields}
+    columns = {column for one in asked for column in one.task.source_columns}
     name = line.get("task") if "task" not in columns else None
     chosen = [i for i in everyone if name is None or asked[i].task.name == name]
     if not chosen:
         there = ", ".join(one.task.name for one in asked)
         raise UserError(f"line {number}: task {name!r} is not asked here (there: {there}); add it to --task")
-    return [(i, _written(line, asked[i], f"line {number}")) for i in chosen]
+    return [(i, _checked(line, asked[i], f"line {number}")) for i in chosen]
 
 
-def _source_of_text(text: str, asked: Asked, place: str) -> str:
-    """A task with one field reads the text in it; for others the text is all that the encoder reads."""
-    fields = asked.task.source_fields
-    if len(fields) > 1:
+def _source_of_text(text: str, asked: Asked, place: str) -> str | dict[str, Any]:
+    """A task of one column reads the text in it; for others the text is all that the encoder reads."""
+    columns = asked.task.source_columns
+    if len(columns) > 1:
         return text
-    return _written({fields[0][1]: text}, asked, place)
+    return _checked({columns[0]: text}, asked, place)
 
 
-def _written(row: dict[str, Any], asked: Asked, place: str) -> str:
-    """The text that the encoder reads of a row."""
-    problem = asked.task.source_problem(row)
+def _checked(row: dict[str, Any], asked: Asked, place: str) -> dict[str, Any]:
+    """A row that the task can read."""
+    problem = asked.task.source_problem(row) or asked.task.refusal(row)
     if problem:
         raise UserError(f"{place}: {problem}")
-    return asked.task.source_text(row, prefix=asked.run.recipe.data.prefix)
+    return row
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -214,9 +214,10 @@ def _answer_lines(
     return [[next(left) for _ in line] for line in lines]
 
 
-def _question(prompted: PromptedTask, text: str) -> Question:
-    (source,) = prompted.encoder.encode_sources([text])
-    return Question(prompted, source)
+def _question(prompted: PromptedTask, source: str | dict[str, Any]) -> Question:
+    if isinstance(source, dict):
+        return Question(prompted, prompted.encoder.encode_source(prompted.task, source))
+    return Question(prompted, prompted.encoder.encode_sources([source])[0])
 
 
 def _readable(prompted: PromptedTask, text: str) -> str:

@@ -78,6 +78,8 @@ def run_prepare(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
         )
         write_atomically(draft / MANIFEST, f"{manifest.model_dump_json(indent=2)}\n".encode())
         size = sum(path.stat().st_size for path in draft.rglob("*.jsonl"))
+    if cut := encoder.cut_rows():
+        say(f"prepare: {cut}")
     say(f"prepare: {len(tasks)} tasks, {readable_bytes(size)} in {out}; a run takes them with --set data.root={out}")
     say(_what_else(recipe.model.name_or_path))
 

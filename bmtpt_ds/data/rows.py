@@ -3,9 +3,10 @@
 import codecs
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bmtpt_ds.data.hub import hub_place, read_hub_splits
 from bmtpt_ds.errors import UserError
@@ -14,7 +15,14 @@ from bmtpt_ds.tasks import Task
 Row = dict[str, Any]
 
 
-def read_task(task: Task, root: str | None) -> dict[str, list[Row]]:
+class Raw(NamedTuple):
+    """The rows of a task's original splits, and those that are left out."""
+
+    rows: dict[str, list[Row]]  # by original split
+    refused: Counter[str]  # by reason
+
+
+def read_task(task: Task, root: str | None) -> Raw:
     """Read the raw rows of every original split that a task uses.
 
     Args:
@@ -24,8 +32,8 @@ def read_task(task: Task, root: str | None) -> dict[str, list[Row]]:
             own is read from there.
 
     Returns:
-        {original split: rows}. From the hub the splits are `task.hub_splits`; from a folder the stems of the files
-        that are there.
+        rows by original split: from the hub those of `task.hub_splits`; from a folder the stems of the files that are
+        there. Refused are rows that the dataset itself has spoilt, counted by the reason.
 
     Raises:
         UserError: one line that names the file and line (or the hub split and row) and the mend.
@@ -33,22 +41,25 @@ def read_task(task: Task, root: str | None) -> dict[str, list[Row]]:
     if not task.is_local(root):
         return _read_hub(task)
     try:
-        return _read_folder(task, root)
+        return _read_folders(task, root)
     except OSError as error:  # no permission, a folder in a file's place, a failing disk
         path = error.filename or task.folder or root
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend the file or its permissions") from error
 
 
-def _read_hub(task: Task) -> dict[str, list[Row]]:
-    where, hub, raw = hub_place(task), read_hub_splits(task), {}
-    for split in task.hub_splits:
-        places = ((f"{where} {split}, row {i}", row) for i, row in enumerate(hub[split]))
-        raw[split] = _checked(task, places, f"{where} {split}")
+def _read_hub(task: Task) -> Raw:
+    raw = Raw({}, Counter())
+    for config in task.hub_configs:
+        where, hub = hub_place(task, config), read_hub_splits(task, config)
+        for split, parts in task.hub_splits.items():
+            for part in parts:
+                places = ((f"{where} {part}, row {i}", row) for i, row in enumerate(hub[part]))
+                raw.rows.setdefault(split, []).extend(_checked(task, places, f"{where} {part}", raw.refused))
     return raw
 
 
-def task_folder(task: Task, root: str | None) -> Path:
-    """Where a local task's files are: its own folder, else the one of its name below `root`; it is there."""
+def task_folders(task: Task, root: str | None) -> list[Path]:
+    """Where a local task's files are: its own folder, else the one of its name below `root`, or several; all there."""
     own = task.folder is not None
     key, named = (f"data.tasks.{task.name}.folder", task.folder) if own else ("data.root", root)
     if named is None:
@@ -60,16 +71,32 @@ def task_folder(task: Task, root: str | None) -> Path:
         mend = f"name a folder that holds {'' if own else f'{task.name}/'}train.jsonl"
         mend += ", or leave it out to read the hub" if task.hub_repository else ""
         raise UserError(f"{key}: {folder} {problem}; {mend}")
-    root, folder = folder, folder if own else folder / task.name
-    if not folder.is_dir() and (root / "train.jsonl").is_file():
-        raise UserError(f"{key}: {root} is the folder of one task; give the one above it, which holds {task.name}/")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing: put {task.name}'s train.jsonl and validation.jsonl there")
-    return folder
+    if own:
+        return [folder]
+    return [_folder_below(folder, name, task) for name in task.folders or (task.name,)]
 
 
-def _read_folder(task: Task, root: str | None) -> dict[str, list[Row]]:
-    folder = task_folder(task, root)
+def _folder_below(root: Path, name: str, task: Task) -> Path:
+    if not (root / name).is_dir() and (root / "train.jsonl").is_file():
+        raise UserError(f"data.root: {root} is the folder of one task; give the one above it, which holds {name}/")
+    if not (root / name).is_dir():
+        raise UserError(f"{root / name} is missing: put {task.name}'s train.jsonl and validation.jsonl there")
+    return root / name
+
+
+def _read_folders(task: Task, root: str | None) -> Raw:
+    raw = Raw({}, Counter())
+    folders = task_folders(task, root)
+    for folder in folders:
+        for stem, path in _files(task, folder).items():
+            raw.rows.setdefault(stem, []).extend(_checked(task, _lines(path), str(path), raw.refused))
+    for stem in raw.rows:
+        if absent := [folder for folder in folders if not (folder / f"{stem}.jsonl").exists()]:
+            raise UserError(f"{absent[0] / stem}.jsonl is missing: {task.name}'s other folder has one")
+    return raw
+
+
+def _files(task: Task, folder: Path) -> dict[str, Path]:
     if not (folder / "train.jsonl").exists():
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         what = f"the training rows of {task.name}, a JSON object a line (there: {there})"
@@ -78,7 +105,7 @@ def _read_folder(task: Task, root: str | None) -> dict[str, list[Row]]:
     if task.split_rule == "matched":
         stems.append("validation_mismatched")
     paths = {stem: folder / f"{stem}.jsonl" for stem in stems}
-    return {stem: read_file(task, path) for stem, path in paths.items() if path.exists()}
+    return {stem: path for stem, path in paths.items() if path.exists()}
 
 
 def read_file(task: Task, path: Path) -> list[Row]:
@@ -87,16 +114,19 @@ def read_file(task: Task, path: Path) -> list[Row]:
     Raises:
         UserError: names the line. An OSError is the caller's to explain.
     """
-    return _checked(task, _lines(path), str(path))
+    return _checked(task, _lines(path), str(path), Counter())
 
 
-def _checked(task: Task, rows: Iterable[tuple[str, Any]], where: str) -> list[Row]:
+def _checked(task: Task, rows: Iterable[tuple[str, Any]], where: str, refused: Counter[str]) -> list[Row]:
     """The rows of (place, row) pairs, each a row of the task; hub and folder go through here alike."""
     good = []
     for place, row in rows:
         problem = task.row_problem(row)
         if problem:
             raise UserError(f"{place}: {problem}")
+        if reason := task.refusal(row):
+            refused[reason] += 1
+            continue
         good.append(row)
     if not good:
         raise UserError(f"{where}: holds no rows; {task.name} needs at least one in every split")

@@ -4,16 +4,20 @@ The original test sets of the hub mostly have no labels, so test rows are cut fr
     small    the shuffled original validation set is halved: first half validation, the rest test.
     large    the first min(1000, 10%) rows of the shuffled training set are validation; the original validation is test.
     matched  (mnli) validation is the mismatched set, test the matched one.
+    own      the hub's.
+Rows of one group (a paragraph of MultiRC) stay on one side of a cut.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bmtpt_ds.data.order import stream
 from bmtpt_ds.data.rows import Row, read_task
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.quiet import say
 from bmtpt_ds.tasks import Task
+from bmtpt_ds.tasks.cells import value_at
 
 
 class Splits(NamedTuple):
@@ -29,7 +33,10 @@ def load_task(task: Task, *, root: str | None, split_seed: int = 42) -> Splits:
 
     Raises UserError (one line: what is wrong, where, the mend) as `read_task` and `make_splits` do.
     """
-    return make_splits(task, read_task(task, root), split_seed=split_seed, local=task.is_local(root))
+    raw = read_task(task, root)
+    for reason, count in raw.refused.items():
+        say(f"{task.name}: left out {count:,} of {count + sum(map(len, raw.rows.values())):,} rows: {reason}")
+    return make_splits(task, raw.rows, split_seed=split_seed, local=task.is_local(root))
 
 
 def make_splits(task: Task, raw: dict[str, list[Row]], *, split_seed: int = 42, local: bool) -> Splits:
@@ -56,9 +63,12 @@ def make_splits(task: Task, raw: dict[str, list[Row]], *, split_seed: int = 42, 
 def _hub_splits(task: Task, raw: dict[str, list[Row]], seed: int) -> Splits:
     if task.split_rule == "matched":
         return Splits(raw["train"], raw["validation_mismatched"], raw["validation_matched"])
+    if task.split_rule == "own":
+        return Splits(raw["train"], raw["validation"], raw["test"])
     if task.split_rule == "small":
         return Splits(raw["train"], *_halved(task, raw["validation"], seed))
-    return Splits(*_cut_validation(task, raw["train"], seed), raw["validation"])
+    train, validation = _cut_validation(task, raw["train"], seed)
+    return Splits(train[: task.most_train], validation, raw["validation"])
 
 
 def _local_splits(task: Task, raw: dict[str, list[Row]], seed: int) -> Splits:
@@ -79,21 +89,30 @@ def _local_splits(task: Task, raw: dict[str, list[Row]], seed: int) -> Splits:
     return Splits(train, raw["validation"], raw["test"])
 
 
-def _shuffled(task: Task, rows: list[Row], seed: int) -> list[Row]:
-    return [rows[i] for i in stream("split", seed, task.name).permutation(len(rows)).tolist()]
+def _groups(task: Task, rows: list[Row], seed: int) -> list[list[Row]]:
+    """The rows, shuffled, in the groups that a cut may not tear; each row is one where the task has none."""
+    groups: dict[Any, list[Row]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(value_at(row, task.group) if task.group else i, []).append(row)
+    ordered = list(groups.values())
+    return [ordered[i] for i in stream("split", seed, task.name).permutation(len(ordered)).tolist()]
+
+
+def _rows_of(groups: list[list[Row]]) -> list[Row]:
+    return [row for group in groups for row in group]
 
 
 def _halved(task: Task, rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
     """(validation, test); of an odd number the test half has one more."""
-    shuffled = _shuffled(task, rows, seed)
-    return shuffled[: len(rows) // 2], shuffled[len(rows) // 2 :]
+    groups = _groups(task, rows, seed)
+    return _rows_of(groups[: len(groups) // 2]), _rows_of(groups[len(groups) // 2 :])
 
 
 def _cut_validation(task: Task, rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
     """(train, validation)."""
-    shuffled = _shuffled(task, rows, seed)
-    size = min(1000, len(rows) // 10)
-    return shuffled[size:], shuffled[:size]
+    groups = _groups(task, rows, seed)
+    size = min(1000, len(groups) // 10)
+    return _rows_of(groups[size:]), _rows_of(groups[:size])
 
 
 def few_shot(rows: Sequence[Row], task: Task, k: int, seed: int) -> list[Row]:

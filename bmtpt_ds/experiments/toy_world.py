@@ -64,4 +64,4 @@ def vocabulary(tasks: Sequence[Task]) -> Iterator[str]:
     yield from (word for word in _SENTENCE.split() if not word.startswith("{"))
     for task in tasks:
         yield from (task.name, *task.label_texts("words"))
-        yield from (f"{name}:" for name, _ in task.source_fields)
+        yield from (f"{part.shown}:" for part in task.fields)

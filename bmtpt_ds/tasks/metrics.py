@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bmtpt_ds.tasks.targets import NO_LABEL, Kind, LabelStyle
+from bmtpt_ds.tasks.targets import NO_LABEL, Kind, LabelStyle, LabelTarget
 from bmtpt_ds.tasks.task import Task
 
 # scikit-learn and scipy take a second to import, so they are imported where they are used.
@@ -56,8 +56,9 @@ def majority(task: Task, references: Sequence, labels: LabelStyle) -> float:
     _check_references(task, references)
     if task.target.kind == "number":
         return 0.0
-    if task.target.kind == "label":
-        text = task.label_texts(labels)[_most_frequent(references)]
+    if isinstance(task.target, LabelTarget):
+        numbers = [reference[0] if task.target.kind == "grouped" else reference for reference in references]
+        text = task.label_texts(labels)[_most_frequent(numbers)]
     else:
         text = _most_frequent(answer for answers in references for answer in set(map(_normalised, answers)))
     return score(task, [text] * len(references), references, labels)[task.metrics[0]]
@@ -118,6 +119,22 @@ def _opposite(true: Sequence[int], predicted: Sequence[int]) -> list[int]:
     T5's own F1 with invalid predictions does the same.
     """
     return [1 - t if p == NO_LABEL else p for t, p in zip(true, predicted, strict=True)]
+
+
+# --- labels in groups: (number, group) against numbers; answers to one question are a group --------------------------
+
+
+def _f1_of_answers(true: Sequence[tuple[int, str]], predicted: Sequence[int]) -> float:
+    """F1a of SuperGLUE: F1 of label 1 over all answers of all questions."""
+    return _binary_f1([label for label, _ in true], predicted)
+
+
+def _exact_groups(true: Sequence[tuple[int, str]], predicted: Sequence[int]) -> float:
+    """Share of the questions whose answers are all told right."""
+    right: dict[str, bool] = {}
+    for (label, group), answer in zip(true, predicted, strict=True):
+        right[group] = right.get(group, True) and label == answer
+    return sum(right.values()) / len(right)
 
 
 # --- numbers: None where the prediction is no number -----------------------------------------------------------------
@@ -200,6 +217,7 @@ _PUNCTUATION = frozenset(string.punctuation)
 Metric = Callable[[Sequence, Sequence], float]
 METRICS: dict[Kind, dict[str, Metric]] = {
     "label": {"accuracy": _accuracy, "f1": _binary_f1, "macro_f1": _macro_f1, "matthews": _matthews},
+    "grouped": {"f1a": _f1_of_answers, "exact_match": _exact_groups},
     "number": {"pearson": _pearson, "spearman": _spearman},
     "text": {"f1": _word_f1, "exact_match": _exact_match},
 }

@@ -2,6 +2,7 @@
 
 from bmtpt_ds.config import OwnTask
 from bmtpt_ds.errors import UserError, nearest
+from bmtpt_ds.tasks.fields import Text
 from bmtpt_ds.tasks.metrics import METRICS, TWO_LABELS
 from bmtpt_ds.tasks.targets import Kind, LabelTarget, NumberTarget, Target, TextTarget
 from bmtpt_ds.tasks.task import Task
@@ -16,8 +17,8 @@ def own_task(name: str, own: OwnTask) -> Task:
     Raises:
         UserError: a metric that does not exist or does not fit what the target column holds.
     """
-    fields = own.source.items() if isinstance(own.source, dict) else ((column, column) for column in own.source)
-    fields = tuple(fields)
+    shown = own.source.items() if isinstance(own.source, dict) else ((column, column) for column in own.source)
+    fields = tuple(Text(*names) for names in shown)
     target: Target
     if own.labels:
         target, answer, metrics = LabelTarget(own.target, tuple(own.labels), by_text=True), own.labels[0], ["accuracy"]
@@ -30,12 +31,12 @@ def own_task(name: str, own: OwnTask) -> Task:
     return Task(
         name=name,
         hub_repository=None,
-        hub_config=None,
-        source_fields=fields,
+        hub_configs=(None,),
+        fields=fields,
         target=target,
         metrics=tuple(metrics),
         split_rule="small",  # of the hub, where it is never read
-        sample={column: f"<{column}>" for _, column in fields} | {own.target: answer},
+        sample={column: f"<{column}>" for part in fields for column in part.columns} | {own.target: answer},
         folder=own.folder,
     )
 

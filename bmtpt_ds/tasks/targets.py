@@ -5,20 +5,21 @@ prediction is compared with: a label's number, a number, or the accepted answers
 (`bmtpt_ds.tasks.metrics`) look into it.
 """
 
+import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from bmtpt_ds.errors import nearest
+from bmtpt_ds.tasks.cells import Row, encodable, json_kind, key_problem, short, value_at
 
 LabelStyle = Literal["digits", "words"]
 LABEL_STYLES: tuple[LabelStyle, ...] = ("digits", "words")
-Kind = Literal["label", "number", "text"]
+Kind = Literal["label", "grouped", "number", "text"]
 
-Row = Mapping[str, Any]
 NO_LABEL = -1  # what a text that is no label reads as
 
 
@@ -29,9 +30,14 @@ class Target(ABC):
     kind: ClassVar[Kind]
     column: str
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the row must have."""
+        return (self.column,)
+
     @abstractmethod
     def problem(self, row: Row) -> str | None:
-        """What is wrong with the row's answer, with the mend; None for a good one. The column is there."""
+        """What is wrong with the row's answer, with the mend; None for a good one. The columns are there."""
 
     @abstractmethod
     def text(self, row: Row, labels: LabelStyle) -> str:
@@ -66,11 +72,13 @@ class LabelTarget(Target):
         words: the labels as words, in the order of their numbers.
         by_text: rows may give a label by its word too. Where words are numbers themselves ("1" to "5" stars), a row's
             number means the word that reads so, not the label's place.
+        values: what rows have instead of the number, in the order of the labels ("1" and "2" of WinoGrande).
     """
 
     kind = "label"
     words: tuple[str, ...]
     by_text: bool = False
+    values: tuple[str, ...] | None = None
 
     def answers(self, labels: LabelStyle) -> tuple[str, ...]:
         if labels not in LABEL_STYLES:
@@ -83,6 +91,8 @@ class LabelTarget(Target):
     def reference(self, row: Row) -> int:
         """The label's number."""
         value = row[self.column]
+        if self.values:
+            return self.values.index(value)
         if self._numbers_are_words and isinstance(value, int):
             value = str(value)
         return self.words.index(value) if isinstance(value, str) else value
@@ -105,21 +115,80 @@ class LabelTarget(Target):
     def problem(self, row: Row) -> str | None:
         value, last = row[self.column], len(self.words) - 1
         where = f"column '{self.column}' must be"
+        if self.values:
+            return None if value in self.values else f"{where} one of {', '.join(self.values)}, not {short(value)}"
         words = ", ".join(self.words[:10]) + (", ..." if last >= 10 else "")
         # JSON's true and false are integers to Python: as labels they are a sign of another column.
         number = isinstance(value, int) and not isinstance(value, bool)
         if self._numbers_are_words or (self.by_text and isinstance(value, str)):
             if (number or isinstance(value, str)) and str(value) in self.words:
                 return None
-            return f"{where} one of {words}, not {_short(value)}{nearest(str(value)[:100], self.words)}"
+            return f"{where} one of {words}, not {short(value)}{nearest(str(value)[:100], self.words)}"
         if not number:
             or_text = f", or one of {words}" if self.by_text else ""
             hint = f"; {value!r} is {self.words.index(value)}" if value in self.words else ""
             return f"{where} an integer from 0 to {last}{or_text}, not {json_kind(value)}{hint}"
         if not 0 <= value <= last:
             hint = "; rows without a label (-1) cannot be used, leave them out" if value == -1 else ""
-            return f"{where} from 0 to {last} ({words}), not {_short(value)}{hint}"
+            return f"{where} from 0 to {last} ({words}), not {short(value)}{hint}"
         return None
+
+
+@dataclass(frozen=True)
+class ChoiceTarget(LabelTarget):
+    """One of a row's choices, by its place: the column has its label, a letter or a digit, as `choices.label` has them.
+
+    Rows may have fewer choices than there are words.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column, "choices")
+
+    def reference(self, row: Row) -> int:
+        return row["choices"]["label"].index(row[self.column])
+
+    class_of = reference
+
+    def problem(self, row: Row) -> str | None:
+        labels = row["choices"]["label"]  # choices are looked at as fields
+        if row[self.column] in labels:
+            return None
+        among = f"one of the row's choices, {', '.join(map(short, labels))}"
+        return f"column '{self.column}' must be {among}, not {short(row[self.column])}"
+
+
+@dataclass(frozen=True)
+class GroupedLabelTarget(LabelTarget):
+    """A label of two, of rows that belong together: several answers to one question (MultiRC).
+
+    The reference is (label's number, name of the group).
+
+    Attributes:
+        group: the key paths that together tell the groups apart.
+    """
+
+    kind = "grouped"
+    group: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column, *(path[0] for path in self.group))
+
+    def problem(self, row: Row) -> str | None:
+        return next(filter(None, (key_problem(row, path) for path in self.group)), None) or super().problem(row)
+
+    def reference(self, row: Row) -> tuple[int, str]:
+        return super().reference(row), "/".join(str(value_at(row, path)) for path in self.group)
+
+    def class_of(self, row: Row) -> int:
+        return super().reference(row)
+
+    def text(self, row: Row, labels: LabelStyle) -> str:
+        return self.answers(labels)[super().reference(row)]
+
+    def is_reference(self, value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) == 2 and super().is_reference(value[0])
 
 
 @dataclass(frozen=True)
@@ -171,26 +240,32 @@ class NumberTarget(Target):
         text_too = isinstance(value, str) and self.scale is None
         plain = isinstance(value, int | float) and not isinstance(value, bool)
         if not (plain or text_too) or _number(value) is None:
-            return f"column '{self.column}' must be a number, not {_short(value) if text_too else json_kind(value)}"
+            return f"column '{self.column}' must be a number, not {short(value) if text_too else json_kind(value)}"
         if self.scale and not self.scale[0] <= value <= self.scale[1]:
             hint = "; rows without a score (-1) cannot be used, leave them out" if value == -1 else ""
-            return f"column '{self.column}' must be from {self.scale[0]} to {self.scale[1]}, not {_short(value)}{hint}"
+            return f"column '{self.column}' must be from {self.scale[0]} to {self.scale[1]}, not {short(value)}{hint}"
         return None
 
 
 @dataclass(frozen=True)
 class TextTarget(Target):
-    """Free text with one or several accepted answers: the first is trained on, all are scored against.
+    """Free text with one or several accepted answers: one is trained on, all are scored against.
 
     Attributes:
         inner: the key of the answers where the column holds an object (SQuAD: `answers` holds `text`).
+        drawn: which answer is trained on: the first, or one drawn with the row's content as the seed (ReCoRD).
     """
 
     kind = "text"
     inner: str | None = None
+    drawn: bool = False
 
     def text(self, row: Row, labels: LabelStyle) -> str:
-        return self.reference(row)[0]
+        answers = self.reference(row)
+        if not self.drawn:
+            return answers[0]
+        digest = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest()
+        return answers[int.from_bytes(digest[:8]) % len(answers)]
 
     def reference(self, row: Row) -> tuple[str, ...]:
         """All accepted answers."""
@@ -228,26 +303,3 @@ def _number(text: str | float) -> float | None:
     except (ValueError, OverflowError):  # overflow: an integer of hundreds of digits
         return None
     return value if math.isfinite(value) else None
-
-
-def json_kind(value: Any) -> str:
-    """What a value is, by JSON's names and short enough for one line: a number or a truth value is shown itself."""
-    if isinstance(value, str | list | dict):
-        return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
-    if value is None or isinstance(value, bool | int | float):
-        return _short(value, json.dumps)
-    return type(value).__name__
-
-
-def _short(value: Any, write: Callable[[Any], str] = repr) -> str:
-    text = write(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def encodable(text: str) -> bool:
-    """Whether a text can be UTF-8: JSON may hold half of a surrogate pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

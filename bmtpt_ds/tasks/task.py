@@ -5,16 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.tasks.targets import LabelStyle, LabelTarget, Target, encodable, json_kind
+from bmtpt_ds.tasks.cells import json_kind
+from bmtpt_ds.tasks.fields import Field
+from bmtpt_ds.tasks.targets import LabelStyle, LabelTarget, Target
 
-SplitRule = Literal["small", "large", "matched"]
+SplitRule = Literal["small", "large", "matched", "own"]
 
-# The original splits that each rule of data/splits.py reads from the hub. The hub's own test sets are left out:
-# those of GLUE have no labels (-1).
+# The original splits that each rule of data/splits.py reads from the hub, and what the hub calls them. The hub's own
+# test sets are left out where they have no labels (-1), as those of GLUE.
 HUB_SPLITS: dict[SplitRule, tuple[str, ...]] = {
     "small": ("train", "validation"),
     "large": ("train", "validation"),
     "matched": ("train", "validation_matched", "validation_mismatched"),
+    "own": ("train", "validation", "test"),
 }
 
 
@@ -32,38 +35,51 @@ class Task:
     Attributes:
         name: the name in recipes, results, prefixes and local folders.
         hub_repository: the dataset's repository on the Hugging Face hub; None for a task of the recipe's own.
-        hub_config: the configuration of that repository, None where it has only one.
-        source_fields: (shown name, column) pairs, in the order in which the source text shows them.
-        target: the column with the answer, and how it reads.
+        hub_configs: the configurations of that repository whose rows are the task's, None for the only one.
+        fields: of the source text, in their order.
+        target: the columns with the answer, and how it reads.
         metrics: names in `bmtpt_ds.tasks.metrics.METRICS[target.kind]`, the headline metric first.
         split_rule: how train, validation and test are cut from the original splits (`bmtpt_ds.data.splits`).
         sample: a short made-up row.
-        folder: the local folder with its files; None: the hub, or the task's folder below `data.root`.
+        folder: the local folder with its files; None: the hub, or the task's folders below `data.root`.
+        folders: their names, where they are not the task's.
+        hub_names: {original split: what the hub calls it}, where it has another name, or several ("dev_r1 dev_r2").
+        group: a key path; rows that agree in it are not torn apart by a split (MultiRC's paragraphs).
+        most_train: a longer training set is cut to as many rows.
     """
 
     name: str
     hub_repository: str | None
-    hub_config: str | None
-    source_fields: tuple[tuple[str, str], ...]
+    hub_configs: tuple[str | None, ...]
+    fields: tuple[Field, ...]
     target: Target
     metrics: tuple[str, ...]
     split_rule: SplitRule
     sample: Mapping[str, Any] = field(compare=False)
     folder: str | None = None
+    folders: tuple[str, ...] = ()
+    hub_names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    group: tuple[str, ...] = ()
+    most_train: int | None = None
+
+    @property
+    def source_columns(self) -> tuple[str, ...]:
+        """The columns that the source text needs, each once."""
+        return tuple(dict.fromkeys(column for part in self.fields for column in part.columns))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        return (*(column for _, column in self.source_fields), self.target.column)
+        return tuple(dict.fromkeys((*self.source_columns, *self.target.columns)))
 
     def is_local(self, root: str | None) -> bool:
         """Whether the rows come from files and not from the hub, with the recipe's `data.root`."""
         return self.folder is not None or root is not None or self.hub_repository is None
 
     @property
-    def hub_splits(self) -> tuple[str, ...]:
-        """The original splits that are read from the hub, by the hub's names."""
-        return HUB_SPLITS[self.split_rule]
+    def hub_splits(self) -> dict[str, tuple[str, ...]]:
+        """The original splits that are read from the hub, and the hub's names of their parts."""
+        return {name: tuple(self.hub_names.get(name, name).split()) for name in HUB_SPLITS[self.split_rule]}
 
     def answer_texts(self, labels: LabelStyle) -> tuple[str, ...] | None:
         """Every text that the target can be, labels in the order of their numbers; None for free text and numbers."""
@@ -104,10 +120,18 @@ class Task:
         """
         return Example(self.source_text(row, prefix), self.target.text(row, labels))
 
-    def source_text(self, row: Mapping[str, Any], prefix: bool = False) -> str:
-        """The text of `example` that the encoder reads, of a row whose answer need not be known."""
-        shown = [f"{name}: {row[column]}" for name, column in self.source_fields]
+    def source_text(self, row: Mapping[str, Any], prefix: bool = False, most: int | None = None) -> str:
+        """The text of `example` that the encoder reads, of a row whose answer need not be known.
+
+        Args:
+            most: characters that a field may have; a longer one is cut, between two words if there are two.
+        """
+        shown = [f"{name}: {_cut(text, most)}" for name, text in self.field_texts(row)]
         return " ".join([self.name, *shown] if prefix else shown)
+
+    def field_texts(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(shown name, text) of the fields that the row has."""
+        return [(part.shown, text) for part in self.fields if (text := part.text(row)) is not None]
 
     def row_problem(self, row: Any) -> str | None:
         """What keeps `row` from being a row of this task, with the mend, in one line; None for a good row."""
@@ -117,19 +141,25 @@ class Task:
 
     def source_problem(self, row: Mapping[str, Any]) -> str | None:
         """As `row_problem`, of a row whose answer need not be known."""
-        columns = tuple(column for _, column in self.source_fields)
-        missing = _missing(self, row, columns)
-        if missing:
+        if missing := _missing(self, row, self.source_columns):
             return missing
-        for column in columns:
-            if not isinstance(row[column], str):
-                return f"column '{column}' must be text, not {json_kind(row[column])}"
-            if not encodable(row[column]):
-                return f"column '{column}' holds half of a surrogate pair, which no tokenizer reads; remove it"
+        if problem := next(filter(None, (part.problem(row) for part in self.fields)), None):
+            return problem
         # the hub has rows with one field empty (a question of qqp); with nothing to read there is nothing to learn
-        if not any(row[column].strip() for column in columns):
-            return f"no text in {', '.join(map(repr, columns))}; leave the row out"
+        if self.refusal(row) is None and not any((part.text(row) or "").strip() for part in self.fields):
+            return f"no text in {', '.join(map(repr, self.source_columns))}; leave the row out"
         return None
+
+    def refusal(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row without a problem cannot be used; the same few words for all such rows. None for a good one."""
+        return next(filter(None, (part.refusal(row) for part in self.fields)), None)
+
+
+def _cut(text: str, most: int | None) -> str:
+    if most is None or len(text) <= most:
+        return text
+    head, within = text[:most], not text[most].isspace()
+    return (head.rpartition(" ")[0] or head if within else head).rstrip()
 
 
 def _missing(task: Task, row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:

@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from bmtpt_ds.config import OwnTask
-from bmtpt_ds.data.rows import read_task
+from bmtpt_ds.data import rows as reading
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.tasks import TASKS, get_task
 
@@ -31,6 +31,13 @@ def message_of(call):
     assert "\n" not in message
     assert len(message) < 400
     return message
+
+
+def read_task(task, root):
+    """The rows; none of these is refused."""
+    raw = reading.read_task(task, root)
+    assert not raw.refused
+    return raw.rows
 
 
 def test_local_folder(tmp_path):
@@ -206,12 +213,16 @@ def test_no_permission(tmp_path):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", TASKS)
 def test_real_rows(shared, name):
-    raw = read_task(get_task(name), str(shared / "data"))
+    task = get_task(name)
+    if name in ("newsqa", "searchqa"):
+        pytest.skip("not among the shared rows")
+    raw = read_task(task, str(shared / "data"))
     for split, rows in raw.items():
-        with open(shared / "data" / name / f"{split}.jsonl", "rb") as file:
-            assert len(rows) == sum(1 for _ in file)
-        classes = {"label": len(get_task(name).answer_texts("words") or ()), "number": 2, "text": 1}
-        assert {get_task(name).class_of(row) for row in rows} == set(range(classes[get_task(name).target.kind]))
+        files = [shared / "data" / folder / f"{split}.jsonl" for folder in task.folders or (name,)]
+        assert len(rows) == sum(len(file.read_bytes().splitlines()) for file in files)
+        classes = {"number": 2, "text": 1}.get(task.target.kind) or len(task.answer_texts("words"))
+        found = {task.class_of(row) for row in rows}
+        assert found == set(range(classes)) or (name, split) == ("arc", "validation")  # which has no fifth choice
     assert list(raw) == ["train", "validation"]
 
 
@@ -230,17 +241,18 @@ def hub_of(monkeypatch, splits):
 def serve(monkeypatch, load_dataset):
     """Puts a function in place of the library's, behind an empty cache and a hub that can be reached."""
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("bmtpt_ds.data.hub._cached", lambda task: None)
+    monkeypatch.setattr("bmtpt_ds.data.hub._cached", lambda task, config: None)
     monkeypatch.setattr("bmtpt_ds.hub.Repository.files", lambda self: {})
 
 
 def test_hub_names(monkeypatch):
-    splits = ("train", "validation", "test", "validation_matched", "validation_mismatched")
     for task in TASKS.values():
         row = dict(task.sample)
-        asked = hub_of(monkeypatch, {split: [row] for split in splits})
-        assert read_task(task, None) == {key: [row] for key in task.hub_splits}
-        assert asked == [((task.hub_repository, task.hub_config), {})]
+        parts = [part for names in task.hub_splits.values() for part in names]
+        asked = hub_of(monkeypatch, {part: [row] for part in [*parts, "unlabelled"]})
+        times = {split: len(names) * len(task.hub_configs) for split, names in task.hub_splits.items()}
+        assert read_task(task, None) == {split: [row] * times[split] for split in task.hub_splits}
+        assert asked == [((task.hub_repository, config), {}) for config in task.hub_configs]
 
 
 def test_hub_rows_pass_the_same_checks(monkeypatch):

@@ -1,7 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bmtpt_ds.config import DataConfig, ModelConfig
 from bmtpt_ds.config.own_task import OwnTask
@@ -35,7 +38,8 @@ def test_real_rows_end_with_end_of_sequence_and_every_label_fits(shared: Path, l
     row = {"premise": "a " * 100, "hypothesis": "b", "label": 1}
     task = get_task("mnli")
     encoded = encoder.encode(task, row)
-    assert len(encoded.source) == 32
+    assert 28 <= len(encoded.source) <= 32
+    assert tokenizer.decode(encoded.source).endswith("hypothesis: b</s>")
     assert encoded.source[-1] == encoded.target[-1] == tokenizer.eos_token_id
     for task in TASKS.values():
         encoder.check_answers(task)
@@ -71,3 +75,51 @@ def test_labels_that_the_tokenizer_cannot_write(tied_model: Path) -> None:
     with pytest.raises(UserError, match=r"'good film' back as 'good': .* or set model\.max_target_length=auto or "):
         RowEncoder(tokenizer, ModelConfig(max_target_length=2), words).check_answers(own("bad", "good film"))
     RowEncoder(tokenizer, ModelConfig(max_target_length=2), DataConfig()).check_answers(own("bad", "good film"))
+
+
+def test_the_long_field_is_cut_and_the_question_survives(encoder) -> None:
+    """32 tokens; wherever the long one stands."""
+    squad, words = get_task("squad"), "good film dog cat house".split()
+    row = {"question": "the cat sees", "context": " ".join(words * 20), "answers": {"text": ["dog"]}}
+    for fields in (squad.fields, squad.fields[::-1]):
+        source = encoder.encode(replace(squad, fields=fields), row).source
+        assert len(source) == 32
+        assert source[-1] == encoder.tokenizer.eos_token_id
+        text = encoder.tokenizer.decode(source, skip_special_tokens=True)
+        assert "the cat sees" in text
+        assert text.count("good") >= 4
+
+
+def test_short_rows_are_not_touched_and_one_field_is_cut_at_its_end(encoder) -> None:
+    squad, sst2 = get_task("squad"), get_task("sst2")
+    short = {"question": "the cat ?", "context": "good film", "answers": {"text": ["dog"]}}
+    assert encoder.encode(squad, short).source == encoder.tokenizer(squad.example(short).source).input_ids
+    long = {"sentence": "good film " * 40, "label": 1}
+    text = sst2.example(long).source
+    assert encoder.encode(sst2, long).source == encoder.tokenizer(text, truncation=True, max_length=32).input_ids
+
+
+def test_two_long_fields_are_cut_alike(encoder) -> None:
+    row = {"premise": "good film " * 30, "hypothesis": "bad film " * 30, "label": 1}
+    text = encoder.tokenizer.decode(encoder.encode(get_task("mnli"), row).source, skip_special_tokens=True)
+    assert abs(text.count("good") - text.count("bad")) <= 2
+    assert text.count("bad") >= 5
+
+
+def test_rows_that_were_cut_are_counted_by_task(tied_model: Path) -> None:
+    encoder = RowEncoder(load_tokenizer(tied_model), ModelConfig(max_source_length=32), DataConfig())
+    assert encoder.cut_rows() == ""
+    long = {"premise": "good film " * 30, "hypothesis": "bad", "label": 1}
+    short = long | {"premise": "good film"}
+    encoder.encode_all(get_task("mnli"), [long, short, short, short])
+    encoder.encode_all(get_task("rte"), [{"sentence1": "a", "sentence2": "b", "label": 1}])
+    assert encoder.cut_rows() == "cut to model.max_source_length (32 tokens), of the rows read: mnli 25.0%"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=300), min_size=2, max_size=2))
+def test_whatever_the_text_it_fits(encoder, texts) -> None:
+    premise, hypothesis = texts
+    source = encoder.encode(get_task("mnli"), {"premise": premise, "hypothesis": hypothesis, "label": 0}).source
+    assert len(source) <= 32
+    assert source[-1] == encoder.tokenizer.eos_token_id

@@ -62,7 +62,8 @@ def test_all_tasks(capsys) -> None:
     for name, text in paragraphs.items():
         task, flat = TASKS[name], " ".join(text.split())
         assert text.startswith(f"{name}: {task.hub_repository}")
-        assert task.hub_config is None or f"({task.hub_config})" in text
+        configs = ", ".join(filter(None, task.hub_configs))
+        assert not configs or f"({configs})" in text
         assert f"columns {', '.join(task.columns)} " in flat
         assert f"metrics {', '.join(task.metrics)} " in flat
         for number, word in enumerate(task.answer_texts("words") or () if task.target.kind == "label" else ()):

@@ -224,6 +224,41 @@ def test_squad_scores_on_real_rows(shared):
 # --- the majority baseline; callers' faults --------------------------------------------------------------------------
 
 
+def multirc_by_hand(rows):
+    """(F1a, EM) of (question, true, said) triples, by counting: as the SuperGLUE paper describes them."""
+    tp = sum(true == said == 1 for _, true, said in rows)
+    wrong = sum(true != said for _, true, said in rows)
+    questions = {question for question, _, _ in rows}
+    whole = sum(all(true == said for q, true, said in rows if q == question) for question in questions)
+    return 200 * tp / (2 * tp + wrong) if tp else 0.0, 100 * whole / len(questions)
+
+
+def test_multirc_scores_all_answers_and_whole_questions():
+    draw, task = random.Random(0), get_task("multirc")
+    for labels in ("digits", "words"):
+        texts, rows, references, predictions = task.answer_texts(labels), [], [], []
+        for _ in range(1000):
+            place = {"paragraph": draw.randrange(20), "question": draw.randrange(15)}  # a number may return elsewhere
+            true, said = draw.randrange(2), draw.randrange(2)
+            references.append(task.reference({"label": true, "idx": place}))
+            predictions.append(f" {texts[said]}" if draw.random() < 0.9 else "neither")
+            rows.append((tuple(place.values()), true, said if predictions[-1] != "neither" else 1 - true))
+        f1a, exact = multirc_by_hand(rows)
+        found = score(task, predictions, references, labels)
+        assert list(found) == ["f1a", "exact_match"]
+        assert found == pytest.approx({"f1a": f1a, "exact_match": exact})
+        right = [texts[label] for label, _ in references]
+        assert score(task, right, references, labels) == {"f1a": 100.0, "exact_match": 100.0}
+
+
+def test_majority_of_multirc_is_that_of_its_answers():
+    task = get_task("multirc")
+    rows = [{"label": int(i < 7), "idx": {"paragraph": 0, "question": i // 2}} for i in range(10)]
+    assert majority(task, [task.reference(row) for row in rows], "digits") == pytest.approx(
+        100 * f1_score([1] * 7 + [0] * 3, [1] * 10)
+    )
+
+
 def test_majority_label():
     assert majority(get_task("rte"), [0, 1, 1], "digits") == pytest.approx(200 / 3)
     assert majority(get_task("mnli"), [1, 1, 0, 2], "words") == 50.0

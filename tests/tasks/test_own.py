@@ -54,7 +54,7 @@ def test_the_order_of_the_fields_is_the_recipes_and_survives_config_yaml(tmp_pat
 
 def test_columns_under_their_own_names(tmp_path):
     task = task_of(tmp_path, "{source: [b, a], target: t}")
-    assert task.source_fields == (("b", "b"), ("a", "a"))
+    assert [(part.shown, part.columns) for part in task.fields] == [("b", ("b",)), ("a", ("a",))]
     assert task.folder is None
 
 

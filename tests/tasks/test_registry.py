@@ -11,6 +11,7 @@ from bmtpt_ds.tasks import TASKS, Example, get_task
 from bmtpt_ds.tasks.metrics import METRICS
 
 GLUE, SUPER_GLUE = "nyu-mll/glue", "aps/super_glue"
+CHOICES = "choice1 choice2 choice3 choice4 choice5"
 # task: (hub repository, hub config, shown fields, label words by the hub's numbers, metrics, splits)
 TABLE = {
     "sst2": (GLUE, "sst2", "sentence", "negative positive", "accuracy", "large"),
@@ -25,7 +26,38 @@ TABLE = {
     "cb": (SUPER_GLUE, "cb", "premise hypothesis", "entailment contradiction neutral", "accuracy macro_f1", "small"),
     "wic": (SUPER_GLUE, "wic", "sentence1 sentence2 word", "False True", "accuracy", "small"),
     "squad": ("rajpurkar/squad", None, "question context", None, "f1 exact_match", "large"),
+    "multirc": (SUPER_GLUE, "multirc", "question answer paragraph", "False True", "f1a exact_match", "small"),
+    "wsc": (SUPER_GLUE, "wsc.fixed", "text", "False True", "accuracy", "small"),
+    "record": (SUPER_GLUE, "record", "query entities passage", None, "f1 exact_match", "large"),
+    "nq": ("lucadiliello/naturalquestionsshortqa", None, "question context", None, "f1 exact_match", "large"),
+    "hotpotqa": ("lucadiliello/hotpotqa", None, "question context", None, "f1 exact_match", "large"),
+    "newsqa": ("lucadiliello/newsqa", None, "question context", None, "f1 exact_match", "large"),
+    "searchqa": ("lucadiliello/searchqa", None, "question context", None, "f1 exact_match", "large"),
+    "winogrande": (
+        "allenai/winogrande",
+        "winogrande_xl",
+        "sentence option0 option1",
+        "option0 option1",
+        "accuracy",
+        "large",
+    ),
+    "yelp": ("fancyzhx/yelp_polarity", None, "sentence", "negative positive", "accuracy", "large"),
+    "scitail": ("allenai/scitail", "tsv_format", "premise hypothesis", "entailment neutral", "accuracy", "small"),
+    "paws": (
+        "google-research-datasets/paws",
+        "labeled_final",
+        "sentence1 sentence2",
+        "not_equivalent equivalent",
+        "accuracy",
+        "own",
+    ),
+    "agnews": ("fancyzhx/ag_news", None, "sentence", "World Sports Business Science", "accuracy", "large"),
+    "commonsenseqa": ("tau/commonsense_qa", None, f"question {CHOICES}", "A B C D E", "accuracy", "large"),
+    "openbookqa": ("allenai/openbookqa", "main", f"question {CHOICES[:-8]}", "A B C D", "accuracy", "own"),
+    "arc": ("allenai/ai2_arc", ("ARC-Easy", "ARC-Challenge"), f"question {CHOICES}", "A B C D E", "accuracy", "own"),
+    "anli": ("facebook/anli", None, "premise hypothesis", "entailment neutral contradiction", "accuracy", "large"),
 }
+NOT_HERE = ("newsqa", "searchqa")  # the shared rows have none of these
 
 # The first training row as the line's preprocessing writes it (of long rows the beginning of the source).
 FIRST = {
@@ -77,7 +109,71 @@ FIRST = {
         "context: The PlayStation 3 Slim received extremely positive reviews as well as a boost in sales;",
         "fifteen",
     ),
+    "multirc": Example(
+        "question: What did Carl need before going to the lab answer: Tire paragraph: I'm here to tell", "1"
+    ),
+    "wsc": Example(
+        "text: *Mark* told Pete many lies about himself, which Pete included in his book. "
+        "#He# should have been more skeptical.",
+        "0",
+    ),
+    "record": Example(
+        "query: Speaking after the game, Mourinho said: 'The important thing is to give competition to the players, "
+        "the best thing was that @placeholder made it difficult. entities: Hamish Mackay, Diego Costa, Kurt Zouma, ",
+        "Olimpija Ljubljana",
+    ),
+    "nq": Example("question: when did the last volcano erupt in iceland context: The 2010 eruptions of Eyja", "2010"),
+    "hotpotqa": Example(
+        'question: "Wonderful Wonderful" is a song on the album of the same name which was released by this record '
+        'company. context: "Wonderful Wonderful" is a song by American rock band The Killers',
+        "Island Records",
+    ),
+    "winogrande": Example(
+        "sentence: Sergey appreciated intricate designs and decided to keep the painting instead of the sculpture "
+        "because the _ was interesting. option0: painting option1: sculpture",
+        "0",
+    ),
+    "yelp": Example(
+        "sentence: Just to let pple know.. I got burnt at this place, the burns turned into dark spots. "
+        "Go to a dermatologist instead",
+        "0",
+    ),
+    "scitail": Example(
+        "premise: The polyanionic oligos may bind to proteins such as fibroblast growth factor and inhibit protein "
+        "binding to cell surface receptors, thus inhibiting cell proliferation (29). "
+        "hypothesis: Cells secrete factor that bind to receptors.",
+        "1",
+    ),
+    "paws": Example(
+        "sentence1: Jamie Syme is the older borther of the rugby league , and rugby union footballer ; Jason Syme . "
+        "sentence2: Jason Jamie Syme is the older Borther of the Rugby - League and Rugby - Union - Footballers .",
+        "1",
+    ),
+    "agnews": Example("sentence: Montgomery, Gaines doping cases postponed A hearing in the doping cases of US ", "1"),
+    "commonsenseqa": Example(
+        "question: The sanctions against the school were a punishing blow, and they seemed to what the efforts the "
+        "school had made to change? "
+        "choice1: ignore choice2: enforce choice3: authoritarian choice4: yell at choice5: avoid",
+        "0",
+    ),
+    "openbookqa": Example(
+        "question: The sun is responsible for choice1: puppies learning new tricks choice2: children growing up and "
+        "getting old choice3: flowers wilting in a vase choice4: plants sprouting, blooming and wilting",
+        "3",
+    ),
+    "arc": Example(
+        "question: Which factor will most likely cause a person to develop a fever? "
+        "choice1: a leg muscle relaxing after exercise choice2: a bacterial population in the bloodstream "
+        "choice3: several viral particles on the skin choice4: carbohydrates being digested in the stomach",
+        "1",
+    ),
+    "anli": Example(
+        "premise: The Treaty of Berlin between the Habsburg archduchess Maria Theresa of Austria, who", "0"
+    ),
 }
+
+
+LONG = ("boolq", "squad", "multirc", "record", "nq", "hotpotqa", "agnews", "anli")  # of which FIRST has the beginning
 
 
 def test_table():
@@ -85,18 +181,33 @@ def test_table():
     for name, (repository, config, fields, words, metrics, splits) in TABLE.items():
         task = TASKS[name]
         assert task.name == name
-        assert (task.hub_repository, task.hub_config) == (repository, config)
-        assert list(task.source_fields) == [(field, field) for field in fields.split()]
-        assert task.columns == (*fields.split(), "answers" if name == "squad" else "label")
+        assert (task.hub_repository, task.hub_configs) == (repository, config if name == "arc" else (config,))
+        assert " ".join(part.shown for part in task.fields) == fields
         assert " ".join(task.metrics) == metrics
         assert set(task.metrics) <= set(METRICS[task.target.kind])
         assert task.split_rule == splits
         assert task.folder is None
         if words:
             assert task.label_texts("words") == task.answer_texts("words") == tuple(words.split())
-            assert task.label_texts("digits") == tuple("012"[: len(words.split())])
-    assert TASKS["mnli"].hub_splits == ("train", "validation_matched", "validation_mismatched")
-    assert TASKS["sst2"].hub_splits == TASKS["cola"].hub_splits == ("train", "validation")
+            assert task.label_texts("digits") == tuple("01234"[: len(words.split())])
+    plain = {"train": ("train",), "validation": ("validation",)}
+    assert TASKS["mnli"].hub_splits.keys() == {"train", "validation_matched", "validation_mismatched"}
+    assert TASKS["sst2"].hub_splits == TASKS["cola"].hub_splits == plain
+    assert TASKS["paws"].hub_splits == plain | {"test": ("test",)}
+    assert TASKS["yelp"].hub_splits == TASKS["agnews"].hub_splits == plain | {"validation": ("test",)}
+    rounds = {"train": ("train_r1", "train_r2", "train_r3"), "validation": ("dev_r1", "dev_r2", "dev_r3")}
+    assert TASKS["anli"].hub_splits == rounds
+
+
+def test_columns():
+    """Where they are not the shown names."""
+    assert TASKS["rte"].columns == ("sentence1", "sentence2", "label")
+    assert TASKS["yelp"].columns == TASKS["agnews"].columns == ("text", "label")
+    assert TASKS["winogrande"].columns == ("sentence", "option1", "option2", "answer")
+    assert TASKS["openbookqa"].columns == ("question_stem", "choices", "answerKey")
+    assert TASKS["arc"].columns == TASKS["commonsenseqa"].columns == ("question", "choices", "answerKey")
+    assert TASKS["multirc"].columns == ("question", "answer", "paragraph", "label", "idx")
+    assert TASKS["wsc"].columns == ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label")
 
 
 def test_tasks_without_labels():
@@ -139,15 +250,17 @@ def test_example_labels_and_prefix():
 @pytest.mark.shared
 @pytest.mark.parametrize("name", TABLE)
 def test_first_real_row(shared, name):
-    with open(shared / "data" / name / "train.jsonl", encoding="utf-8") as file:
-        row = json.loads(file.readline())
+    if name in NOT_HERE:
+        pytest.skip("not among the shared rows")
     task, (source, target) = get_task(name), FIRST[name]
+    with open(shared / "data" / (task.folders or (name,))[0] / "train.jsonl", encoding="utf-8") as file:
+        row = json.loads(file.readline())
     written, answer = task.example(row)
-    whole = len(source) if name not in ("boolq", "squad") else len(written)
+    whole = len(written) if name in LONG else len(source)
     assert (written[: len(source)], len(written), answer) == (source, whole, target)
     assert task.example(row, prefix=True) == (f"{name} {written}", target)
     words = task.answer_texts("words")
-    in_words = words[int(target)] if words and task.target.kind == "label" else target
+    in_words = words[int(target)] if words and task.target.kind != "number" else target
     assert task.example(row, labels="words") == (written, in_words)
 
 

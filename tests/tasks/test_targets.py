@@ -1,5 +1,6 @@
 """What rows may hold as answers, and what the decoder should write for them."""
 
+import itertools
 import json
 
 import numpy as np
@@ -153,16 +154,19 @@ def test_plain_text_and_lists_of_it():
 @pytest.mark.shared
 @pytest.mark.parametrize("name", TASKS)
 def test_every_real_row_renders(shared, name):
+    if name in ("newsqa", "searchqa"):
+        pytest.skip("not among the shared rows")
     task = get_task(name)
-    for split in ("train", "validation"):
-        with open(shared / "data" / name / f"{split}.jsonl", encoding="utf-8") as file:
+    for folder, split in itertools.product(task.folders or (name,), ("train", "validation")):
+        with open(shared / "data" / folder / f"{split}.jsonl", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         for row in rows:
             assert task.row_problem(row) is None
+            assert task.refusal(row) is None
             for labels in ("digits", "words"):
                 source, target = task.example(row, labels=labels)
                 possible = task.answer_texts(labels)
-                assert target in possible if possible else target == row["answers"]["text"][0]
-                places = [source.index(f"{shown}: {row[column]}") for shown, column in task.source_fields]
-                assert places == sorted(places) and places[0] == 0
+                assert target in (possible or task.reference(row))
+                texts = [(part.shown, part.text(row)) for part in task.fields]
+                assert source == " ".join(f"{shown}: {text}" for shown, text in texts if text is not None)
             assert task.target.is_reference(task.reference(row))
