@@ -119,7 +119,8 @@ def source_of(kernel, arguments: dict) -> ASTSource:
     signature, constants, aligned = {}, {}, {}
     for position, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         value = arguments[name]
-        if parameter.is_constexpr or value is None:
+        one = type(value) is int and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or one:
             signature[name], constants[(position,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], aligned[(position,)] = _TYPES[value.dtype], [["tt.divisibility", 16]]
