@@ -50,7 +50,7 @@ class StepGradient:
     """The same on every rank."""
 
     gradient: torch.Tensor  # [P, L, H] float32, of each prompt's loss
-    losses: torch.Tensor  # [P], the mean over the step's rows
+    losses: torch.Tensor  # [P], what each prompt's rows add to the mean over the step's rows
     flags: Flags
 
     @property
@@ -109,17 +109,25 @@ class GradientPass:
         budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest)
         return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases)
 
-    def __call__(self, prompts: torch.Tensor, rows: Sequence[TokenRow], step: int, stop: StopSignal) -> StepGradient:
+    def __call__(
+        self,
+        prompts: torch.Tensor,
+        rows: Sequence[TokenRow],
+        step: int,
+        stop: StopSignal,
+        prompt_of: Sequence[int] | None = None,
+    ) -> StepGradient:
         """
         Args:
             prompts: [P, L, H] float32, the same on all ranks.
-            rows: of the step, the same on all ranks and for all prompts; each weighs as much as the others.
+            rows: of the step, the same on all ranks; each weighs as much as the others.
+            prompt_of: which prompt reads each row; default: every prompt reads every row.
         """
         ranks, count = self._model.ranks, len(prompts)
         cells = [
             Cell(p, r, 1 / len(rows), prompts.shape[1] + len(row.source), len(row.target))
             for r, row in enumerate(rows)
-            for p in range(count)
+            for p in (range(count) if prompt_of is None else (prompt_of[r],))
         ]
         # one flat buffer, one all-reduce: the gradients, the losses, and whether somebody wants to stop
         flat = torch.zeros(prompts.numel() + count + 1, device=ranks.device)

@@ -21,10 +21,11 @@ def write_particles(folder: Path, session: Session, particles: torch.Tensor, tas
     write_tensors(folder / PARTICLES, {"particles": particles}, about)
 
 
-def write_prompt(folder: Path, session: Session, prompt: ComposedPrompt, task: str, processed: dict) -> None:
-    """Writes the target prompt of a run of `adapt`."""
-    about = session.identity() | {"tasks": [task], "rows_processed": processed}
-    write_tensors(folder / PROMPT, {"full": prompt.full, f"{task}.a": prompt.a, f"{task}.b": prompt.b}, about)
+def write_prompt(folder: Path, session: Session, prompt: ComposedPrompt, tasks: list[str], processed: dict) -> None:
+    """Writes the target prompts of a run of `adapt`; `tasks` in the order of the prompts."""
+    about = session.identity() | {"tasks": tasks, "rows_processed": processed}
+    own = {f"{task}.{name}": getattr(prompt, name)[k] for k, task in enumerate(tasks) for name in ("a", "b")}
+    write_tensors(folder / PROMPT, {"full": prompt.full} | own, about)
 
 
 def read_particles(name: str) -> Stored:
@@ -71,7 +72,7 @@ def prompt_for(stored: Stored, task: str) -> torch.Tensor:
         theirs = ", ".join(stored.state["tasks"])
         raise UserError(f"{stored.path}: its prompt is for {theirs} and not for {task}; leave out --set target.tasks")
     a, b = stored.tensors[f"{task}.a"], stored.tensors[f"{task}.b"]
-    return ComposedPrompt(stored.tensors["full"], a, b).compose()
+    return ComposedPrompt(stored.tensors["full"], a[None], b[None]).compose()[0]
 
 
 def check_one_model(stored: Sequence[Stored]) -> None:

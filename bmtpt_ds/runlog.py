@@ -16,6 +16,7 @@ from deepspeed.monitor.monitor import MonitorMaster
 from tqdm import tqdm
 
 from bmtpt_ds.checkpoint import GO_ON, write_atomically
+from bmtpt_ds.config import NOT_TASKS
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
@@ -255,10 +256,8 @@ def _figures(values: Mapping[str, Any], steps_left: int, *, brief: bool) -> Iter
 
 
 def _validation(scores: Mapping[str, float]) -> str:
+    tasks = {name: value for name, value in scores.items() if name not in NOT_TASKS}
+    shown = tasks | {"mean": scores["mean"]} if len(tasks) > 1 else tasks
     best = f"  (best {scores['best']:.1f} at step {scores['best_step']})" if "best" in scores else ""
-    shown = [
-        f"{name} {value:.1f}"
-        for name, value in scores.items()
-        if name not in ("best", "best_step") and value is not None
-    ]
-    return f"validation: {'  '.join(shown)}{best}"
+    figures = "  ".join(f"{name} {value:.1f}" for name, value in shown.items() if value is not None)
+    return f"validation: {figures}{best}"

@@ -9,14 +9,13 @@ ranks, and moves the particles by one SVGD step, on rank 0, which then tells the
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
 from bmtpt_ds.checkpoint import Checkpoints
 from bmtpt_ds.config import SourceConfig
 from bmtpt_ds.data.order import rows_of_step, tasks_of_step
-from bmtpt_ds.data.splits import Splits
+from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
@@ -26,12 +25,6 @@ from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
 from bmtpt_ds.svgd import Backend, Diagnostics, choose_backend, init_state, svgd_step_
-from bmtpt_ds.tasks import Task
-
-
-class SourceTask(NamedTuple):
-    task: Task
-    splits: Splits
 
 
 @dataclass
@@ -82,7 +75,7 @@ def svgd_backend(source: SourceConfig, particles: torch.Tensor) -> Backend:
 
 
 def learn_posterior(
-    session: Session, tasks: Sequence[SourceTask], posterior: Posterior, log: RunLog, checkpoints: Checkpoints
+    session: Session, tasks: Sequence[TaskSplits], posterior: Posterior, log: RunLog, checkpoints: Checkpoints
 ) -> None:
     """Runs the source stage from where `posterior` stands to its last step; `posterior` is changed in place.
 
@@ -130,7 +123,7 @@ def learn_posterior(
 
 
 def draw_rows(
-    source: SourceConfig, seed: int, step: int, tasks: Sequence[SourceTask], encoder: RowEncoder
+    source: SourceConfig, seed: int, step: int, tasks: Sequence[TaskSplits], encoder: RowEncoder
 ) -> list[TokenRow]:
     """The kappa * R rows of a step, a pure function of seed and step (section 4.2.1: tasks without replacement)."""
     rows = []
@@ -201,7 +194,7 @@ def metrics_of(
     }
 
 
-def validate(session: Session, tasks: Sequence[SourceTask], posterior: Posterior, log: RunLog) -> None:
+def validate(session: Session, tasks: Sequence[TaskSplits], posterior: Posterior, log: RunLog) -> None:
     """Scores the particles' mean on the source tasks' validation rows and logs a line."""
     centre = posterior.particles.mean(dim=0)
     scores = {task.name: score_rows(session, centre, task, splits.validation).score.score for task, splits in tasks}
@@ -214,7 +207,7 @@ def _heed(
     source: SourceConfig,
     posterior: Posterior,
     seed: int,
-    tasks: Sequence[SourceTask],
+    tasks: Sequence[TaskSplits],
 ) -> bool:
     """Whether to stop. Ends a run whose scores stay non-finite; a few such steps only leave the particles as they were.
 

@@ -35,18 +35,30 @@ def source_tasks(recipe: Recipe) -> list[Task]:
     return tasks
 
 
-def target_task(recipe: Recipe) -> Task:
-    """The one task that the target stage adapts to.
+def target_tasks(recipe: Recipe) -> list[Task]:
+    """The tasks of the target stage: all for one run with `target.multi`, else each for a run of its own.
 
     Raises:
-        UserError: none, several, an unknown one, or one that cannot be scored as the recipe asks.
+        UserError: none, an unknown one, or one that cannot be scored as the recipe asks.
     """
-    task, *others = _tasks(recipe, recipe.target.tasks, "target.tasks")
-    if others:
-        one = f"adapt takes one: add --set target.tasks=[{task.name}]"
-        raise UserError(f"target.tasks names {len(others) + 1} tasks, {one}")
-    task.check_scoring(recipe.evaluate.scoring)
-    return task
+    tasks = _tasks(recipe, recipe.target.tasks, "target.tasks")
+    for task in tasks:
+        task.check_scoring(recipe.evaluate.scoring)
+    return tasks
+
+
+def tasks_of_adaptation(recipe: Recipe) -> list[Task]:
+    """The tasks that one run of `adapt` adapts to.
+
+    Raises:
+        UserError: as `target_tasks`, and several without `target.multi`.
+    """
+    tasks = target_tasks(recipe)
+    if len(tasks) > 1 and not recipe.target.multi:
+        one = f"choose one for this run (--set target.tasks=[{tasks[0].name}])"
+        together = "or adapt to all of them together (--set target.multi=true)"
+        raise UserError(f"target.tasks names {len(tasks)} tasks: {one}, {together}")
+    return tasks
 
 
 def every_task(recipe: Recipe) -> list[Task]:
@@ -94,7 +106,7 @@ def check_source_rows(recipe: Recipe, task: Task, train: Sequence) -> None:
 
 
 def target_splits(recipe: Recipe, task: Task, splits: Splits) -> Splits:
-    """The target task's splits, `train` cut to the recipe's shots where it names some."""
+    """A target task's splits, `train` cut to the recipe's shots where it names some."""
     shots = recipe.target.shots
     if shots is None:
         return splits

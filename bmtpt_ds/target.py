@@ -1,10 +1,12 @@
-"""Stage 2: the centre of the posterior adapted to a target task (Algorithm 1, lower half; Eq. 6).
+"""Stage 2: the centre of the posterior adapted to target tasks (Algorithm 1, lower half; Eq. 6).
 
-Symbols: M particles, L prompt length, H hidden size. theta_bar is the particles' mean, theta_T the target prompt
-W * (a b^T), W [L, H] begun at theta_bar, a [L] and b [H] at ones; all three are trained, at two learning rates.
+Symbols: M particles, L prompt length, H hidden size, N target tasks. theta_bar is the particles' mean, theta_T a task's
+prompt W * (a b^T): W [L, H], begun at theta_bar, is shared by the tasks, a [L] and b [H], begun at ones, are the
+task's own. All are trained, at two learning rates, on batches of the rows of all tasks.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -12,17 +14,17 @@ import torch
 
 from bmtpt_ds.checkpoint import Checkpoints
 from bmtpt_ds.config import TargetConfig
-from bmtpt_ds.data.order import batch_positions
-from bmtpt_ds.data.splits import Splits
+from bmtpt_ds.data.order import mixed_batch, mixed_rows
+from bmtpt_ds.data.splits import TaskSplits
+from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.prompts import ComposedPrompt
 from bmtpt_ds.parallel import Ranks
-from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
+from bmtpt_ds.runlog import Phases, RunLog, is_log_step
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
-from bmtpt_ds.tasks import Task
 
 MAX_SKIPPED = 10  # steps in a row with non-finite gradients that stop the run
 
@@ -41,38 +43,42 @@ class Prior:
         return self.particles.mean(dim=0)
 
     def negative_log(self, theta: torch.Tensor) -> torch.Tensor:
-        """- log p(theta_T | D^S) up to a constant, a scalar; zero at a lone particle.
+        """- log p(theta_T | D^S) up to a constant, [N] of prompts [N, L, H]; zero at a lone particle.
 
         `gaussian` is the bound of Eq. 5 and 6, `mixture` the exact sum of Eq. 4.
         """
         if self.kind == "none":
-            return theta.new_zeros(())
+            return theta.new_zeros(len(theta))
         if self.kind == "gaussian":
-            return (theta - self.centre).square().sum() / (2 * self.sigma**2)
-        distances = (theta - self.particles).square().sum(dim=(1, 2))
-        return math.log(len(distances)) - torch.logsumexp(-distances / (2 * self.sigma**2), dim=0)
+            return (theta - self.centre).square().sum(dim=(1, 2)) / (2 * self.sigma**2)
+        distances = (theta[:, None] - self.particles).square().sum(dim=(2, 3))
+        return math.log(len(self.particles)) - torch.logsumexp(-distances / (2 * self.sigma**2), dim=1)
 
 
 class Adaptation:
     """Where the target stage stands, the same on all ranks: all that a checkpoint needs."""
 
-    def __init__(self, centre: torch.Tensor, target: TargetConfig):
-        self.prompt = ComposedPrompt.start_at(centre)
-        self.best = ComposedPrompt.start_at(centre)
+    def __init__(self, centre: torch.Tensor, tasks: int, target: TargetConfig):
+        self.prompt = ComposedPrompt.start_at(centre, tasks)
+        self.best = ComposedPrompt.start_at(centre, tasks)
         self.best_score, self.best_step = -math.inf, 0
         self.step, self.validated, self.skipped, self.skipped_in_a_row = 0, 0, 0, 0
-        self.sums = centre.new_zeros(2)  # of loss and prior since the last line of the log
+        self.losses = centre.new_zeros(tasks)  # of the tasks' rows, summed since the last line of the log
+        self.rows = centre.new_zeros(tasks)  # how many these were
+        self.prior = centre.new_zeros(())  # of these rows' prompts, summed
         self.norms = centre.new_zeros(2)  # of the last step's likelihood and prior gradients
         self.optimizer = _optimizer(self.prompt, target)
 
     def describe(self) -> str:
         """In a few words for a person."""
         length, hidden = self.prompt.full.shape
-        return f"a prompt of {length} x {hidden}"
+        tasks = len(self.prompt.a)
+        what = f"{tasks} prompts of {length} x {hidden} with one W" if tasks > 1 else f"a prompt of {length} x {hidden}"
+        return f"{what}, {self.prompt.parameters_a_task():,.0f} parameters{' a task' * (tasks > 1)}"
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views of everything; writing into them restores it."""
-        named = {"sums": self.sums, "norms": self.norms}
+        named = {name: getattr(self, name) for name in ("losses", "rows", "prior", "norms")}
         for prefix, prompt in (("prompt", self.prompt), ("best", self.best)):
             named |= {f"{prefix}.{name}": value.detach() for name, value in vars(prompt).items()}
         for name, parameter in vars(self.prompt).items():
@@ -101,8 +107,7 @@ class Adaptation:
 
 def adapt(
     session: Session,
-    task: Task,
-    splits: Splits,
+    tasks: Sequence[TaskSplits],
     prior: Prior,
     adaptation: Adaptation,
     log: RunLog,
@@ -111,7 +116,7 @@ def adapt(
     """Runs the target stage from where `adaptation` stands to its last step; `adaptation.best` is the outcome.
 
     Args:
-        splits: `train` holds the few-shot rows where the recipe asks for some.
+        tasks: N of them, in the order of the prompts; `train` holds the few-shot rows where the recipe asks for some.
 
     Raises:
         Stopped: a signal came; the checkpoint of the last step is written.
@@ -120,30 +125,35 @@ def adapt(
     target, run, ranks, phases = session.recipe.target, session.recipe.run, session.ranks, log.phases
     gradient_of = GradientPass.of(session, phases)
     backbone, about = session.model.backbone, session.identity()
-    batch_size = min(target.batch_size, len(splits.train))
+    n_rows, batch_size = train_sizes(tasks), batch_size_of(target, tasks)
     while True:
         if _validation_due(target, adaptation.step) and adaptation.validated < adaptation.step:
             with phases.paused():
-                validate(session, task, splits, prior, adaptation, log)
+                validate(session, tasks, prior, adaptation, log)
         if adaptation.step == target.steps:
             return
         step = adaptation.step + 1
         with phases("data"):
-            chosen = batch_positions(run.seed, step, len(splits.train), batch_size)
-            rows = [session.encoder.encode(task, splits.train[i]) for i in chosen]
+            drawn = mixed_batch(run.seed, step, n_rows, batch_size)
+            rows = [session.encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in drawn]
         backbone.train(backbone.train_while_tuning)
         theta = adaptation.prompt.compose().detach()
-        gradient = gradient_of(theta[None], rows, step, session.stop)
+        gradient = gradient_of(theta, rows, step, session.stop, prompt_of=[k for k, _ in drawn])
         with phases("update"):
             _count_skipped(adaptation, gradient.finite, step)
             if gradient.finite:
-                prior_loss = update(target, adaptation, prior, gradient.gradient[0], step, ranks)
-                adaptation.sums += torch.stack([gradient.losses[0], prior_loss])
+                counts = upload(torch.bincount(torch.tensor(drawn)[:, 0], minlength=len(tasks)).float(), ranks.device)
+                share = counts / batch_size
+                prior_loss = update(target, adaptation, prior, gradient.gradient, share, step, ranks)
+                adaptation.prior += prior_loss * batch_size
+                adaptation.losses += gradient.losses * batch_size
+                adaptation.rows += counts
         adaptation.step = step
         phases.count_step()
         if is_log_step(step, run.log_every, target.steps):
-            log.line(metrics_of(target, run.log_every, adaptation, phases))
-            adaptation.sums.zero_()
+            log.line(metrics_of(target, n_rows, adaptation, phases))
+            for sums in (adaptation.losses, adaptation.rows, adaptation.prior):
+                sums.zero_()
         log.advance(step)
         # saved before a validation too: one that a signal breaks off is done again on resume
         save = step % run.save_every == 0 or gradient.stop or _validation_due(target, step)
@@ -154,23 +164,43 @@ def adapt(
             raise session.stop.stopped()
 
 
+def train_sizes(tasks: Sequence[TaskSplits]) -> dict[str, int]:
+    """Rows to train on, by task."""
+    return {task.name: len(splits.train) for task, splits in tasks}
+
+
+def batch_size_of(target: TargetConfig, tasks: Sequence[TaskSplits]) -> int:
+    """Rows of a step: never more than there are."""
+    return min(target.batch_size, mixed_rows(train_sizes(tasks)))
+
+
 def _validation_due(target: TargetConfig, step: int) -> bool:
     return step > 0 and (step % target.eval_every == 0 or step == target.steps)
 
 
 def update(
-    target: TargetConfig, adaptation: Adaptation, prior: Prior, gradient: torch.Tensor, step: int, ranks: Ranks
+    target: TargetConfig,
+    adaptation: Adaptation,
+    prior: Prior,
+    gradient: torch.Tensor,
+    share: torch.Tensor,
+    step: int,
+    ranks: Ranks,
 ) -> torch.Tensor:
-    """One step on W, a and b: rank 0's, which the others take over.
+    """One step on W and every a and b: rank 0's, which the others take over.
 
-    The loss of Eq. 6 is the mean row loss plus the prior. `gradient` [L, H] is that of the mean row loss with respect
-    to the composed prompt; a linear function of the same gradient stands for it, and autograd does the chain rule.
+    The loss is the mean over the batch's rows of row loss and prior of the row's prompt (Eq. 6 for one task). A linear
+    function of its gradient with respect to the composed prompts stands for it, and autograd does the chain rule.
+
+    Args:
+        gradient: [N, L, H], of the mean row loss with respect to the composed prompts.
+        share: [N], of the batch's rows those of each task.
 
     Returns:
-        the prior's value before the step.
+        the mean of the rows' priors before the step.
     """
     composed = adaptation.prompt.compose()
-    prior_loss = prior.negative_log(composed)
+    prior_loss = (share * prior.negative_log(composed)).sum()
     (prior_gradient,) = torch.autograd.grad(prior_loss, composed) if prior_loss.requires_grad else (0 * gradient,)
     adaptation.norms.copy_(torch.stack([gradient.norm(), prior_gradient.norm()]))
 
@@ -195,36 +225,44 @@ def learning_rate(target: TargetConfig, step: int) -> float:
     return learning_rate_factor(step, steps=target.steps, warmup_steps=target.warmup_steps, schedule=target.schedule)
 
 
-def validate(session: Session, task: Task, splits: Splits, prior: Prior, adaptation: Adaptation, log: RunLog) -> None:
-    """Scores the prompt on the validation rows, keeps it if none was better, logs how far it has moved."""
+def validate(session: Session, tasks: Sequence[TaskSplits], prior: Prior, adaptation: Adaptation, log: RunLog) -> None:
+    """Scores the prompts on the validation rows, each task's by its own metric; keeps them if no mean was better.
+
+    Logs how far they have moved.
+    """
     theta = adaptation.prompt.compose().detach()
-    scored = score_rows(session, theta, task, splits.validation).score
-    if scored.score > adaptation.best_score:
-        adaptation.best_score, adaptation.best_step = scored.score, adaptation.step
+    scores = {
+        task.name: score_rows(session, prompt, task, splits.validation).score.score
+        for (task, splits), prompt in zip(tasks, theta, strict=True)
+    }
+    mean = sum(scores.values()) / len(scores)
+    if mean > adaptation.best_score:
+        adaptation.best_score, adaptation.best_step = mean, adaptation.step
         for best, now in zip(adaptation.best.tensors(), adaptation.prompt.tensors(), strict=True):
             best.copy_(now.detach())
     adaptation.validated = adaptation.step
     likelihood, of_prior = adaptation.norms.tolist()
-    moved = (theta - prior.centre).norm() / prior.centre.norm()
+    moved = (theta - prior.centre).norm(dim=(1, 2)) / prior.centre.norm()
+    best = {"mean": mean, "best": adaptation.best_score, "best_step": adaptation.best_step}
     log.line(
         {
             "step": adaptation.step,
-            "validation": {task.name: scored.score, "best": adaptation.best_score, "best_step": adaptation.best_step},
+            "validation": scores | best,
             "prior_gradient_ratio": of_prior / likelihood if likelihood else None,
-            "relative_distance": moved.item(),
+            "relative_distance": dict(zip(scores, moved.tolist(), strict=True)),
         }
     )
 
 
-def metrics_of(target: TargetConfig, log_every: int, adaptation: Adaptation, phases: Phases) -> dict:
-    """The line of metrics.jsonl at the adaptation's step."""
-    step = adaptation.step
-    loss, prior_loss = (adaptation.sums / steps_since_line(step, log_every)).tolist()
-    factor = learning_rate(target, step)
+def metrics_of(target: TargetConfig, names: Iterable[str], adaptation: Adaptation, phases: Phases) -> dict:
+    """The line of metrics.jsonl at the adaptation's step; `names` of the tasks."""
+    losses, rows, factor = adaptation.losses, adaptation.rows, learning_rate(target, adaptation.step)
+    of_tasks = dict(zip(names, (losses / rows).tolist(), strict=True))  # nan: no row of a task was drawn
     return {
-        "step": step,
-        "loss": loss,
-        "prior": prior_loss,
+        "step": adaptation.step,
+        "loss": (losses.sum() / rows.sum()).item(),
+        **({"task_losses": of_tasks} if len(of_tasks) > 1 else {}),
+        "prior": (adaptation.prior / rows.sum()).item(),
         "lr_full": target.lr_full * factor,
         "lr_low_rank": target.lr_low_rank * factor,
         "skipped": adaptation.skipped,

@@ -43,9 +43,13 @@ case.setting("sigma", "target.sigma=0", "target.sigma", "greater than 0", "got 0
 case.setting("shots", "target.shots=61", "target.shots: 61", "give 1 to 60", stage="adapt")
 case.setting("shots_0", "target.shots=0", "target.shots", "greater than or equal to 1", "got 0", stage="adapt")
 case.setting(
-    "two_targets", "target.tasks=[mrpc, rte]", "target.tasks names 2 tasks", "target.tasks=[mrpc]", stage="adapt"
+    "two_targets",
+    "target.tasks=[mrpc, rte]",
+    "target.tasks names 2 tasks",
+    "target.tasks=[mrpc]",
+    "target.multi=true",
+    stage="adapt",
 )
-case.setting("target_multi", "target.multi=true", "target", "multi", "one task at a time", stage="adapt")
 case.setting("no_target_task", "target.tasks=[]", "target.tasks is empty", "target.tasks=[", stage="adapt")
 
 

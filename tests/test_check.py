@@ -28,6 +28,7 @@ BEYOND = {
     "json_batch",
     "no_source_task",
     "no_target_task",
+    "two_targets",  # each in a run of its own
 }
 BLOCKED = (
     "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "datasets", "sklearn", "scipy", "tensorboard",
@@ -68,6 +69,23 @@ def test_a_recipe_of_both_stages(recipe: Path, untied_model: Path, rows: Path, c
     assert 'zero_optimization.stage3_param_persistence_threshold "auto": 320' in text
     assert 'bf16.enabled "auto": false' in text
     assert snapshot(recipe.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "2 tasks in a run each (--set target.tasks=[mrpc]), 6 steps of 4 rows, 8 shots a task"),
+        (["target.multi=true"], "2 tasks at once, 6 steps of 4 rows, 8 shots a task"),
+        (["target.batch_size=32"], "6 steps of 8 rows, 8 shots a task"),
+        (["target.batch_size=32", "target.multi=true"], "6 steps of 16 rows, 8 shots a task"),
+        (["target.batch_size=500", "target.multi=true", "target.shots=null"], "6 steps of 120 rows"),
+    ],
+)
+def test_several_targets(recipe: Path, rows: Path, capsys, settings: list[str], said: str) -> None:
+    chosen = [a for setting in ("target.tasks=[mrpc, rte]", *settings) for a in ("--set", setting)]
+    text = " ".join(" ".join(checked(capsys, "--config", recipe, *chosen)).split())
+    assert said in text
+    assert all(f"{task}: train 60, validation 15, test 15; {rows / task}" in text for task in ("mrpc", "rte"))
 
 
 def tensors(model: Path) -> list:

@@ -23,7 +23,9 @@ def test_gaussian_is_equation_6() -> None:
     theta = torch.randn(4, 32)
     centre = sum(PARTICLES.double()) / 3
     expected = ((theta.double() - centre) ** 2).sum() / (2 * 0.7**2)
-    assert Prior("gaussian", PARTICLES, 0.7).negative_log(theta).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert Prior("gaussian", PARTICLES, 0.7).negative_log(theta[None]).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_mixture_is_equation_4() -> None:
@@ -31,56 +33,69 @@ def test_mixture_is_equation_4() -> None:
     sigma = 3.0
     densities = [math.exp(-((theta - p).double() ** 2).sum().item() / (2 * sigma**2)) for p in PARTICLES]
     expected = -math.log(sum(densities) / 3)
-    assert Prior("mixture", PARTICLES, sigma).negative_log(theta).item() == pytest.approx(expected, rel=1e-4)
+    assert Prior("mixture", PARTICLES, sigma).negative_log(theta[None]).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_mixture_with_one_particle_equals_gaussian() -> None:
-    theta = torch.randn(4, 32)
+    theta = torch.randn(2, 4, 32)
     one = PARTICLES[:1]
     torch.testing.assert_close(
         Prior("mixture", one, 2.0).negative_log(theta), Prior("gaussian", one, 2.0).negative_log(theta)
     )
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "mixture"])
-def test_gaussian_bounds_mixture_as_jensen_says(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "none"])
+def test_every_prompt_has_a_prior_of_its_own(kind: str) -> None:
+    theta, prior = torch.randn(5, 4, 32), Prior(kind, PARTICLES, 3.0)
+    alone = torch.cat([prior.negative_log(theta[k : k + 1]) for k in range(5)])
+    torch.testing.assert_close(prior.negative_log(theta), alone)
+
+
+def test_gaussian_bounds_mixture_as_jensen_says() -> None:
     """Eq. 5: up to the constant, the bound lies above the exact prior."""
-    theta = torch.randn(4, 32)
+    theta = torch.randn(1, 4, 32)
     sigma = 5.0
     spread = (PARTICLES - PARTICLES.mean(0)).square().sum() / 3 / (2 * sigma**2)  # the constant C
     exact = Prior("mixture", PARTICLES, sigma).negative_log(theta)
     assert Prior("gaussian", PARTICLES, sigma).negative_log(theta) + spread >= exact
 
 
-def objective(backbone, parameters: list[torch.Tensor], prior: Prior) -> torch.Tensor:
-    """Eq. 6 in float64: the mean row loss, each row alone, plus the prior."""
+def objective(backbone, parameters: list[torch.Tensor], prior: Prior, task_of: list[int]) -> torch.Tensor:
+    """Eq. 6 in float64: the mean over rows, each alone, of its loss and of the prior of its task's prompt."""
     theta = ComposedPrompt(*parameters).compose()
     losses = []
-    for row in ROWS:
+    for row, k in zip(ROWS, task_of, strict=True):
         batch = collate([row], 0, torch.device("cpu"))
-        losses.append(backbone.row_losses(theta[None], *vars(batch).values())[0])
-    return torch.stack(losses).mean() + prior.negative_log(theta)
+        loss = backbone.row_losses(theta[k : k + 1], *vars(batch).values())[0]
+        losses.append(loss + prior.negative_log(theta[k : k + 1])[0])
+    return torch.stack(losses).mean()
 
 
+@pytest.mark.parametrize("task_of", [[0, 0, 0], [0, 1, 0], [2, 0, 2]], ids=["one", "two", "one of three absent"])
 @pytest.mark.parametrize("kind", ["gaussian", "mixture", "none"])
-def test_update_follows_the_gradient_of_equation_6(loaded, kind: str) -> None:
+def test_update_follows_the_gradient_of_equation_6(loaded, kind: str, task_of: list[int]) -> None:
     """Plain gradient descent moves W, a and b by learning rate times the finite differences of the objective."""
     target = TargetConfig(
         optimizer="sgd", lr_full=2.0, lr_low_rank=0.5, clip_norm=None, warmup_steps=0, steps=10, prior=kind, sigma=3.0
     )
+    tasks = max(task_of) + 1
     prior = Prior(kind, PARTICLES, 3.0)
-    adaptation = Adaptation(PARTICLES.mean(0), target)
+    adaptation = Adaptation(PARTICLES.mean(0), tasks, target)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for tensor in adaptation.prompt.tensors():
             tensor += 0.3 * torch.randn(tensor.shape, generator=draw)
     before = [t.detach().clone().double() for t in adaptation.prompt.tensors()]
-    gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
-    gradient = gradient_pass(adaptation.prompt.compose().detach()[None], ROWS, 1, StopSignal()).gradient[0]
-    update(target, adaptation, prior, gradient, 1, loaded.ranks)
+    gradient_pass, theta = GradientPass(loaded, 0, 10**9, 0, Phases(CPU)), adaptation.prompt.compose().detach()
+    found = gradient_pass(theta, ROWS, 1, StopSignal(), prompt_of=task_of)
+    share = torch.bincount(torch.tensor(task_of), minlength=tasks) / len(ROWS)
+    prior_loss = update(target, adaptation, prior, found.gradient, share, 1, loaded.ranks)
 
     exact = copy.deepcopy(loaded.backbone).double()
     prior64 = Prior(kind, PARTICLES.double(), 3.0)
+    with torch.no_grad():
+        whole = objective(exact, before, prior64, task_of).item()
+    assert (found.losses.sum() + prior_loss).item() == pytest.approx(whole, rel=1e-4)
     moved = [(old - new.detach()).flatten() for old, new in zip(before, adaptation.prompt.tensors(), strict=True)]
     for which, rate in enumerate((2.0, 0.5, 0.5)):
         for entry in range(0, before[which].numel(), max(1, before[which].numel() // 5)):
@@ -89,25 +104,27 @@ def test_update_follows_the_gradient_of_equation_6(loaded, kind: str) -> None:
                 shifted = [t.clone() for t in before]
                 shifted[which].view(-1)[entry] += shift
                 with torch.no_grad():
-                    return objective(exact, shifted, prior64).item()
+                    return objective(exact, shifted, prior64, task_of).item()
 
             # fourth order with a wide step: T5's layer norm rounds to float32 whatever the model's dtype
             h = 1e-2
             difference = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
             assert moved[which][entry].item() == pytest.approx(rate * difference, rel=2e-3, abs=1e-4)
+    for k in set(range(tasks)) - set(task_of):
+        assert moved[1].view(tasks, -1)[k].eq(0).all() and moved[2].view(tasks, -1)[k].eq(0).all()
 
 
 def drift(loaded, sigma: float, kind: str = "gaussian") -> float:
     """How far 60 steps of Adam take the prompt, relative to the centre."""
     target = TargetConfig(steps=60, warmup_steps=5, prior=kind, sigma=sigma, lr_full=0.05, lr_low_rank=0.05)
     prior = Prior(kind, PARTICLES, sigma)
-    adaptation = Adaptation(prior.centre, target)
+    adaptation = Adaptation(prior.centre, 1, target)
     gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
     for step in range(1, 61):
         theta = adaptation.prompt.compose().detach()
-        gradient = gradient_pass(theta[None], ROWS, step, StopSignal()).gradient[0]
-        update(target, adaptation, prior, gradient, step, loaded.ranks)
-    moved = adaptation.prompt.compose().detach() - prior.centre
+        gradient = gradient_pass(theta, ROWS, step, StopSignal()).gradient
+        update(target, adaptation, prior, gradient, torch.ones(1), step, loaded.ranks)
+    moved = adaptation.prompt.compose().detach()[0] - prior.centre
     return (moved.norm() / prior.centre.norm()).item()
 
 
@@ -119,13 +136,14 @@ def test_small_sigma_holds_the_prompt_at_the_centre(loaded) -> None:
 
 def test_clipping_bounds_the_whole_gradient() -> None:
     target = TargetConfig(optimizer="sgd", lr_full=1.0, lr_low_rank=1.0, clip_norm=0.5, warmup_steps=0, steps=10)
-    adaptation = Adaptation(PARTICLES.mean(0), target)
+    adaptation = Adaptation(PARTICLES.mean(0), 2, target)
     before = [t.detach().clone() for t in adaptation.prompt.tensors()]
 
     class Alone:
         def broadcast_(self, _: torch.Tensor) -> None: ...
 
-    update(target, adaptation, Prior("none", PARTICLES, 1.0), torch.ones(4, 32), 1, Alone())
+    halves = torch.tensor([0.5, 0.5])
+    update(target, adaptation, Prior("none", PARTICLES, 1.0), torch.ones(2, 4, 32), halves, 1, Alone())
     moved = torch.cat([(t.detach() - b).flatten() for t, b in zip(adaptation.prompt.tensors(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
 
@@ -139,15 +157,18 @@ def test_checkpoint_of_an_adaptation_restores_every_bit() -> None:
 
     def steps(adaptation: Adaptation, first: int, last: int) -> None:
         for step in range(first, last + 1):
-            gradient = torch.randn(4, 32, generator=torch.Generator().manual_seed(step))
-            update(target, adaptation, prior, gradient, step, Alone())
+            gradient = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(step))
+            share = torch.tensor([0.5, 0.25, 0.25])
+            adaptation.prior += update(target, adaptation, prior, gradient, share, step, Alone())
+            adaptation.losses += gradient.sum(dim=(1, 2))
+            adaptation.rows += 32 * share
             adaptation.step = step
 
-    whole, begun = Adaptation(prior.centre, target), Adaptation(prior.centre, target)
+    whole, begun = Adaptation(prior.centre, 3, target), Adaptation(prior.centre, 3, target)
     steps(whole, 1, 6)
     steps(begun, 1, 3)
     saved = {k: v.clone() for k, v in begun.tensors().items()}, begun.counters() | {"step": 3}
-    resumed = Adaptation(prior.centre, target)
+    resumed = Adaptation(prior.centre, 3, target)
     resumed.restore(*saved)
     steps(resumed, 4, 6)
     for name, value in whole.tensors().items():

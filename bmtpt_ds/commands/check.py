@@ -30,7 +30,7 @@ from bmtpt_ds.stage_inputs import (
     read_splits,
     source_tasks,
     target_splits,
-    target_task,
+    target_tasks,
 )
 from bmtpt_ds.tasks import Task
 
@@ -60,7 +60,7 @@ def check_recipe(recipe: Recipe, name: str, json_name: str | None) -> str:
     """
     tasks = every_task(recipe)
     sources = source_tasks(recipe) if recipe.source.tasks else []
-    targets = [target_task(recipe)] if recipe.target.tasks else []
+    targets = target_tasks(recipe) if recipe.target.tasks else []
     ds = read_deepspeed(recipe, json_name)
     architecture, model = _model(recipe)
     if architecture:
@@ -143,11 +143,23 @@ def _target(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) ->
     if not tasks:
         return [_Line("target", "no task")]
     target = recipe.target
-    read = [target_splits(recipe, task, splits[task.name]) for task in tasks if task.name in splits]
-    batch = min([target.batch_size, target.shots or target.batch_size, *(len(of_task.train) for of_task in read)])
-    shots = f", {target.shots} shots" if target.shots else ""
-    text = f"{target.steps} steps of {batch} rows{shots}"
+    for task in tasks:
+        if task.name in splits:
+            target_splits(recipe, task, splits[task.name])  # refuses more shots than there are rows
+    shots = f", {target.shots} shots{' a task' * (len(tasks) > 1)}" if target.shots else ""
+    text = f"{target.steps} steps of {_batch(recipe, tasks, splits)} rows{shots}"
+    if len(tasks) > 1:
+        how = "at once" if target.multi else f"in a run each (--set target.tasks=[{tasks[0].name}])"
+        text = f"{len(tasks)} tasks {how}, {text}"
     return [_Line("target", text), *_rows(recipe, tasks, splits)]
+
+
+def _batch(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) -> int:
+    """Rows of a step of adaptation, the fewest where tasks have a run each; of what is not here there are enough."""
+    target = recipe.target
+    here = {name: len(rows.train) for name, rows in splits.items()}
+    sizes = [target.shots or here.get(task.name, target.batch_size) for task in tasks]
+    return min(target.batch_size, sum(sizes) if target.multi else min(sizes))
 
 
 def _rows(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) -> Iterator[_Line]:

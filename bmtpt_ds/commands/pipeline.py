@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bmtpt_ds.checkpoint import Stored, write_atomically
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.data.splits import Splits
+from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import Scored, score_rows
 from bmtpt_ds.parallel import Ranks
@@ -20,10 +20,10 @@ from bmtpt_ds.results import score_table, write_results
 from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory, check_files
 from bmtpt_ds.runlog import RunLog, check_monitors
 from bmtpt_ds.session import Session, load_rows, open_session, start
-from bmtpt_ds.source import Posterior, SourceTask, learn_posterior, svgd_backend
-from bmtpt_ds.stage_inputs import check_source_rows, source_tasks, target_splits, target_task
+from bmtpt_ds.source import Posterior, learn_posterior, svgd_backend
+from bmtpt_ds.stage_inputs import check_source_rows, source_tasks, target_splits, tasks_of_adaptation
 from bmtpt_ds.stopping import StopSignal
-from bmtpt_ds.target import Adaptation, Prior, adapt
+from bmtpt_ds.target import Adaptation, Prior, adapt, batch_size_of
 from bmtpt_ds.tasks import get_task
 
 
@@ -42,7 +42,8 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         return
     with StopSignal() as stop:
         splits = load_rows(ranks, recipe, tasks)
-        for task, rows in zip(tasks, splits, strict=True):
+        sources = [TaskSplits(*pair) for pair in zip(tasks, splits, strict=True)]
+        for task, rows in sources:
             check_source_rows(recipe, task, rows.train)
         cells = source.particles * source.kappa * source.rows_per_task
         session = open_session(recipe, ranks, ds, cells, stop)
@@ -52,8 +53,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         ranks.together(lambda: svgd_backend(source, posterior.particles))  # before anything is written
         _restore(session, directory, posterior)
         ranks.first_does(directory.open)
-        log = _open_log(session, directory, posterior, source.steps, dict(zip(source.tasks, splits, strict=True)))
-        sources = [SourceTask(*pair) for pair in zip(tasks, splits, strict=True)]
+        log = _open_log(session, directory, posterior, source.steps, sources)
         learn_posterior(session, sources, posterior, log, directory.checkpoints)
         log.close()
         if ranks.first:
@@ -67,7 +67,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
 def run_adapt(
     recipe: Recipe, particles: str, run_dir: Path, json_name: str | None, *, resume: bool, overwrite: bool
 ) -> None:
-    """`bmtpt adapt`: adapts the centre of the particles to the recipe's target task, picks by validation, tests once.
+    """`bmtpt adapt`: adapts the centre of the particles to the target tasks, picks by validation, tests once.
 
     Args:
         particles: a run's directory or file, or `none` to start from vocabulary rows without a prior.
@@ -76,37 +76,41 @@ def run_adapt(
         UserError, Stopped: as `run_source`.
     """
     target = recipe.target
-    task = target_task(recipe)
+    tasks = tasks_of_adaptation(recipe)
     ds, ranks = start(recipe, json_name)
     about = {"stage": "adapt", "particles": particles}
     directory = RunDirectory(run_dir, recipe, about, resume=resume, overwrite=overwrite)
     if _nothing_to_do(ranks, directory, ds, json_name):
         return
     with StopSignal() as stop:
-        (splits,) = load_rows(ranks, recipe, [task])
-        splits = target_splits(recipe, task, splits)
+        read = zip(tasks, load_rows(ranks, recipe, tasks), strict=True)
+        targets = [TaskSplits(task, target_splits(recipe, task, splits)) for task, splits in read]
         stored = None if particles == "none" else ranks.from_first(ranks.first_does(lambda: read_particles(particles)))
-        batch = min(target.batch_size, len(splits.train))
+        batch = batch_size_of(target, targets)
         session = open_session(recipe, ranks, ds, batch, stop)
-        session.encoder.check_answers(task)
+        for task in tasks:
+            session.encoder.check_answers(task)
         prior, rows_before = _prior(session, stored)
-        adaptation = Adaptation(prior.centre, target)
+        adaptation = Adaptation(prior.centre, len(tasks), target)
         _restore(session, directory, adaptation)
         ranks.first_does(directory.open)
-        log = _open_log(session, directory, adaptation, target.steps, {task.name: splits})
-        adapt(session, task, splits, prior, adaptation, log, directory.checkpoints)
-        tested = score_rows(session, adaptation.best.compose().detach(), task, splits.test).score
+        log = _open_log(session, directory, adaptation, target.steps, targets)
+        adapt(session, targets, prior, adaptation, log, directory.checkpoints)
+        best = adaptation.best.compose().detach()
+        tested = {
+            task.name: score_rows(session, prompt, task, splits.test).score
+            for (task, splits), prompt in zip(targets, best, strict=True)
+        }
         log.close()
         if ranks.first:
             processed = {"source": rows_before, "target": target.steps * batch}
-            write_prompt(run_dir, session, adaptation.best, task.name, processed)
+            write_prompt(run_dir, session, adaptation.best, list(tested), processed)
             parameters = sum(t.numel() for t in adaptation.best.tensors())
-            scores = {task.name: tested}
             write_results(
-                run_dir / RESULTS, session, processed, parameters, shots=target.shots, split="test", scores=scores
+                run_dir / RESULTS, session, processed, parameters, shots=target.shots, split="test", scores=tested
             )
         _say_cut_rows(log, session)
-        log.say(score_table({task.name: tested}, "test"))
+        log.say(score_table(tested, "test"))
 
 
 def run_evaluate(
@@ -212,7 +216,7 @@ def _say_cut_rows(log: RunLog, session: Session) -> None:
 
 
 def _open_log(
-    session: Session, directory: RunDirectory, state: Posterior | Adaptation, steps: int, rows: dict[str, Splits]
+    session: Session, directory: RunDirectory, state: Posterior | Adaptation, steps: int, tasks: Sequence[TaskSplits]
 ) -> RunLog:
     """The run's log, which first says what is run, with what and where."""
     log = RunLog(
@@ -226,7 +230,7 @@ def _open_log(
     )
     again = f", on from step {state.step}" if state.step else ""
     log.say(f"{directory.stage} into {directory.path}: {steps} steps{again}, {state.describe()}")
-    counts = [f"{name} {len(s.train):,} + {len(s.validation):,} + {len(s.test):,}" for name, s in rows.items()]
+    counts = [f"{task.name} {' + '.join(f'{len(rows):,}' for rows in splits)}" for task, splits in tasks]
     log.say(f"rows (train + validation + test): {', '.join(counts)}")
     log.say(session.describe())
     return log

@@ -2,6 +2,7 @@
 
 from bmtpt_ds.config.own_task import OwnTask
 from bmtpt_ds.config.recipe import (
+    NOT_TASKS,
     DataConfig,
     ModelConfig,
     Recipe,
@@ -13,6 +14,7 @@ from bmtpt_ds.config.recipe import (
 )
 
 __all__ = [
+    "NOT_TASKS",
     "DataConfig",
     "ModelConfig",
     "OwnTask",

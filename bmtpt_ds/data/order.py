@@ -4,10 +4,13 @@ Nothing here keeps state: a run that resumes at step t, on any number of ranks, 
 run never stopped would have had. Steps count from 1.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
+
+MIXING_CAP = 2**18  # rows of a task that count when tasks are mixed
 
 
 def stream(label: str, *parts: int | str) -> np.random.RandomState:
@@ -37,26 +40,48 @@ def rows_of_step(seed: int, step: int, task_name: str, n_rows: int, rows_per_tas
     return _sample(stream("rows", seed, _from_one(step), task_name), n_rows, rows_per_task)
 
 
-def batch_positions(seed: int, step: int, n_rows: int, batch_size: int) -> list[int]:
-    """The rows of adaptation step `step`.
+def mixed_batch(
+    seed: int, step: int, n_rows: Mapping[str, int], batch_size: int, cap: int = MIXING_CAP
+) -> list[tuple[int, int]]:
+    """The rows of adaptation step `step`, as (which task, which of its rows).
 
-    Every epoch is a permutation of range(n_rows); the batches cut the endless concatenation of these, so an epoch
-    visits every row once and a batch may reach into the next epoch (and then hold a row twice).
-    Raises ValueError when batch_size is not within 1..n_rows, or when step < 1.
+    Tasks are drawn in proportion to their rows, of which at most `cap` count (example-proportional mixing, Raffel et
+    al. 2020, section 3.5.2). An epoch is a permutation of all rows that count; the batches cut the endless
+    concatenation of epochs, so an epoch visits every row once and a batch may reach into the next one (and then hold a
+    row twice). Of a task with more than `cap` rows an epoch takes the next `cap` of an endless walk through all.
+
+    Args:
+        n_rows: of each task, by name.
+
+    Raises ValueError when batch_size is not within 1..rows that count, or when step < 1.
     """
-    if not 1 <= batch_size <= n_rows:
-        raise ValueError(f"a batch of {batch_size} from {n_rows} rows")
-    epoch, first = divmod((_from_one(step) - 1) * batch_size, n_rows)
-    batch = _epoch(seed, epoch, n_rows)[first : first + batch_size].tolist()
-    if len(batch) < batch_size:
-        batch += _epoch(seed, epoch + 1, n_rows)[: batch_size - len(batch)].tolist()
-    return batch
+    pool = mixed_rows(n_rows, cap)
+    if not 1 <= batch_size <= pool:
+        raise ValueError(f"a batch of {batch_size} from {pool} rows")
+    names, sizes = list(n_rows), list(n_rows.values())
+    ends = np.cumsum([min(size, cap) for size in sizes])
+    draws = []
+    for place in range((_from_one(step) - 1) * batch_size, step * batch_size):
+        epoch, at = divmod(place, pool)
+        slot = int(_permutation(pool, "epoch", seed, epoch)[at])
+        k = int(np.searchsorted(ends, slot, side="right"))
+        row = slot - int(ends[k]) + min(sizes[k], cap)
+        if sizes[k] > cap:
+            lap, at = divmod(epoch * cap + row, sizes[k])
+            row = int(_permutation(sizes[k], "walk", seed, names[k], lap)[at])
+        draws.append((k, row))
+    return draws
 
 
-# Two epochs are in use where a batch spans them; the rest leaves room for a second caller.
-@lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, n_rows: int) -> np.ndarray:
-    order = stream("epoch", seed, epoch).permutation(n_rows)
+def mixed_rows(n_rows: Mapping[str, int], cap: int = MIXING_CAP) -> int:
+    """How many rows an epoch of `mixed_batch` has."""
+    return sum(min(size, cap) for size in n_rows.values())
+
+
+# Two epochs are in use where a batch spans them, and of each task above the cap two walks.
+@lru_cache(maxsize=16)
+def _permutation(n: int, label: str, *parts: int | str) -> np.ndarray:
+    order = stream(label, *parts).permutation(n)
     order.flags.writeable = False  # shared by all callers through the cache
     return order
 

@@ -28,6 +28,13 @@ class Splits(NamedTuple):
     test: list[Row]
 
 
+class TaskSplits(NamedTuple):
+    """A task with its rows."""
+
+    task: Task
+    splits: Splits
+
+
 def load_task(task: Task, *, root: str | None, split_seed: int = 42) -> Splits:
     """Read a task from the hub or a local folder (its own, or below `root`) and cut its splits.
 

@@ -40,21 +40,25 @@ def initial_prompts(
 
 @dataclass
 class ComposedPrompt:
-    """A target task's prompt W * (a b^T) (section 4.2.2): full rank for what is shared, rank one for the task."""
+    """The prompts W * (a b^T) of N target tasks (section 4.2.2): full rank for what they share, rank one for each."""
 
     full: torch.Tensor  # W [L, H]
-    a: torch.Tensor  # [L]
-    b: torch.Tensor  # [H]
+    a: torch.Tensor  # [N, L]
+    b: torch.Tensor  # [N, H]
 
     @classmethod
-    def start_at(cls, centre: torch.Tensor) -> "ComposedPrompt":
-        """W at `centre` [L, H], a and b at ones: the composition equals `centre`."""
+    def start_at(cls, centre: torch.Tensor, tasks: int) -> "ComposedPrompt":
+        """W at `centre` [L, H], a and b at ones: every task's composition equals `centre`."""
         length, hidden = centre.shape
-        return cls(centre.clone(), centre.new_ones(length), centre.new_ones(hidden))
+        return cls(centre.clone(), centre.new_ones(tasks, length), centre.new_ones(tasks, hidden))
 
     def compose(self) -> torch.Tensor:
-        """The prompt [L, H] that the backbone reads."""
-        return self.full * torch.outer(self.a, self.b)
+        """The prompts [N, L, H] that the backbone reads, each before the rows of its task."""
+        return self.full * (self.a[:, :, None] * self.b[:, None, :])
 
     def tensors(self) -> list[torch.Tensor]:
         return [self.full, self.a, self.b]
+
+    def parameters_a_task(self) -> float:
+        """Trained numbers: L*H / N + L + H (section 4.4)."""
+        return sum(t.numel() for t in self.tensors()) / len(self.a)

@@ -8,22 +8,23 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bmtpt_ds.data.order import batch_positions, rows_of_step, stream, tasks_of_step
+from bmtpt_ds.data.order import mixed_batch, mixed_rows, rows_of_step, stream, tasks_of_step
 
 
 def test_known_values():
     """Runs resume on other machines and versions: these values never change."""
     assert tasks_of_step(0, 1, 6, 3) == [1, 2, 4]
     assert rows_of_step(0, 1, "sst2", 400_000, 4) == [35629, 173134, 284304, 288770]
-    assert batch_positions(0, 3, 10, 4) == [4, 7, 7, 3]
+    assert mixed_batch(0, 3, {"rte": 10}, 4) == [(0, 4), (0, 7), (0, 7), (0, 3)]
+    assert mixed_batch(0, 9, {"cb": 3, "rte": 10}, 4, cap=5) == [(1, 2), (0, 1), (1, 4), (1, 9)]
 
 
 def test_same_in_any_process_and_for_any_integer_type():
     code = (
         "from bmtpt_ds.data.order import *; "
-        "print(tasks_of_step(5, 17, 6, 3), rows_of_step(5, 17, 'rte', 2490, 8), batch_positions(5, 17, 70, 32))"
+        "print(tasks_of_step(5, 17, 6, 3), rows_of_step(5, 17, 'rte', 2490, 8), mixed_batch(5, 17, {'rte': 70}, 32))"
     )
-    here = f"{tasks_of_step(5, 17, 6, 3)} {rows_of_step(5, 17, 'rte', 2490, 8)} {batch_positions(5, 17, 70, 32)}"
+    here = f"{tasks_of_step(5, 17, 6, 3)} {rows_of_step(5, 17, 'rte', 2490, 8)} {mixed_batch(5, 17, {'rte': 70}, 32)}"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here
     assert rows_of_step(np.int64(5), np.int64(17), "rte", 2490, 8) == rows_of_step(5, 17, "rte", 2490, 8)
@@ -59,24 +60,57 @@ def test_seed_step_and_task_each_change_the_rows():
     assert len(set(draws)) == len(draws)
 
 
-@pytest.mark.parametrize(("n_rows", "batch_size"), [(10, 3), (10, 10), (7, 5), (1, 1), (64, 32)])
+def _drawn(n_rows, batch_size, steps, **cap):
+    return [draw for step in range(1, steps + 1) for draw in mixed_batch(3, step, n_rows, batch_size, **cap)]
+
+
+@pytest.mark.parametrize("n_rows", [{"a": 10}, {"a": 1}, {"a": 64}, {"a": 3, "b": 7}, {"a": 1, "b": 1, "c": 30}])
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 32])
 def test_every_epoch_visits_every_row_once(n_rows, batch_size):
-    epochs = 4
-    flat = [p for step in range(1, n_rows * epochs + 1) for p in batch_positions(3, step, n_rows, batch_size)]
+    everything = [(k, row) for k, size in enumerate(n_rows.values()) for row in range(size)]
+    count, epochs = len(everything), 4
+    batch_size = min(batch_size, count)
+    flat = _drawn(n_rows, batch_size, -(-count * epochs // batch_size))
     for epoch in range(epochs):
-        assert sorted(flat[epoch * n_rows : (epoch + 1) * n_rows]) == list(range(n_rows))
-    if n_rows >= 7:
-        assert len({tuple(flat[e * n_rows : (e + 1) * n_rows]) for e in range(epochs)}) == epochs
+        assert sorted(flat[epoch * count : (epoch + 1) * count]) == everything
+    if count >= 7:
+        assert len({tuple(flat[e * count : (e + 1) * count]) for e in range(epochs)}) == epochs
+
+
+def test_large_tasks_are_capped_and_yet_read_whole():
+    """Of 3 + 5 + 5 rows an epoch; the 12 of one and the 6 of the other come evenly, epoch after epoch."""
+    n_rows, cap = {"a": 3, "b": 12, "c": 6}, 5
+    assert mixed_rows(n_rows, cap) == 13
+    flat = _drawn(n_rows, 13, 12, cap=cap)
+    for epoch in range(12):
+        counts = Counter(k for k, _ in flat[epoch * 13 : (epoch + 1) * 13])
+        assert counts == {0: 3, 1: 5, 2: 5}
+    seen = Counter(flat)
+    assert {row for k, row in seen if k == 1} == set(range(12))
+    assert all(seen[1, row] == 5 for row in range(12))  # 12 epochs x 5 rows
+    assert all(seen[2, row] == 10 for row in range(6))
+    assert len({tuple(row for k, row in flat[e * 13 : (e + 1) * 13] if k == 1) for e in range(12)}) == 12
+
+
+def test_mixing_is_in_proportion_to_the_rows_up_to_two_to_the_18():
+    """The full GLUE sizes: mnli and qqp count as 262,144 rows each."""
+    n_rows = {"mnli": 392_702, "qqp": 362_846, "sst2": 66_349, "rte": 2490}
+    assert mixed_rows(n_rows) == 2 * 2**18 + 66_349 + 2490
+    counts = Counter(k for k, _ in _drawn(n_rows, 32, 2000))
+    for k, size in enumerate(n_rows.values()):
+        expected = 64_000 * min(size, 2**18) / mixed_rows(n_rows)
+        assert abs(counts[k] - expected) < 5 * expected**0.5
 
 
 def test_batches_do_not_depend_on_who_asked_before():
-    forward = [batch_positions(3, step, 11, 4) for step in range(1, 40)]
-    backward = [batch_positions(3, step, 11, 4) for step in range(39, 0, -1)]
+    n_rows = {"a": 4, "b": 7}
+    forward = [mixed_batch(3, step, n_rows, 4, cap=5) for step in range(1, 40)]
+    backward = [mixed_batch(3, step, n_rows, 4, cap=5) for step in range(39, 0, -1)]
     assert forward == backward[::-1]
-    assert forward != [batch_positions(4, step, 11, 4) for step in range(1, 40)]
-    first = batch_positions(3, 1, 11, 4)
+    assert forward != [mixed_batch(4, step, n_rows, 4, cap=5) for step in range(1, 40)]
+    first = mixed_batch(3, 1, n_rows, 4, cap=5)
     first[0] = 99  # a caller's change stays the caller's
-    assert batch_positions(3, 1, 11, 4) == forward[0]
+    assert mixed_batch(3, 1, n_rows, 4, cap=5) == forward[0]
 
 
 def test_impossible_requests():
@@ -86,14 +120,15 @@ def test_impossible_requests():
         lambda: tasks_of_step(0, 1, 6, 0),
         lambda: rows_of_step(0, 0, "rte", 10, 2),
         lambda: rows_of_step(0, 1, "rte", 10, 11),
-        lambda: batch_positions(0, 0, 10, 2),
-        lambda: batch_positions(0, 1, 10, 11),
-        lambda: batch_positions(0, 1, 10, 0),
+        lambda: mixed_batch(0, 0, {"a": 10}, 2),
+        lambda: mixed_batch(0, 1, {"a": 10}, 11),
+        lambda: mixed_batch(0, 1, {"a": 10}, 0),
     ):
         with pytest.raises(ValueError):
             call()
 
 
 def test_cheap_on_large_tasks():
-    seconds = min(timeit.repeat(lambda: rows_of_step(0, 7, "mnli", 400_000, 32), number=20, repeat=5)) / 20
-    assert seconds < 1e-3
+    large = {"mnli": 392_702, "qqp": 362_846}
+    for draw in (lambda: rows_of_step(0, 7, "mnli", 400_000, 32), lambda: mixed_batch(0, 7, large, 32)):
+        assert min(timeit.repeat(draw, number=20, repeat=5)) / 20 < 1e-3

@@ -38,7 +38,12 @@ REFERENCES = {
     "tied sgd": ("tied", ("source.optimizer=sgd", "source.lr=30.0")),
     "untied bfloat16": ("untied", ("model.dtype=bfloat16",)),
 }
-ADAPTATIONS = {"untied": "evaluate.scoring=generate", "tied": "evaluate.scoring=labels"}
+# name: which model and particles, overrides
+ADAPTATIONS = {
+    "adapt untied": ("untied", ("evaluate.scoring=generate",)),
+    "adapt tied": ("tied", ("evaluate.scoring=labels",)),
+    "adapt untied multi": ("untied", ("target.tasks=[mrpc, rte, cola]", "target.multi=true")),
+}
 PREDICTIONS = {f"predict {scoring}": scoring for scoring in ("generate", "labels")}
 TEXTS = [" ".join(toy.WORDS[i : i + 1 + i % 5]) for i in range(7)]
 
@@ -71,8 +76,10 @@ def runs(tmp_path_factory, tied_model, untied_model, rows) -> Runs:
         settings = [a for s in (f"source.steps={STEPS}", *settings) for a in ("--set", s)]
         return ["source", "--config", recipes[model], "--run-dir", run_dir, *settings, *more]
 
-    def adapt(model: str, particles: Path, run_dir: Path, *more: str) -> list:
-        arguments = ["--particles", particles, "--set", ADAPTATIONS[model]]
+    def adapt(name: str, run_dir: Path, *more: str) -> list:
+        model, settings = ADAPTATIONS[name]
+        settings = [a for setting in settings for a in ("--set", setting)]
+        arguments = ["--particles", folder / "one" / model, *settings]
         return ["adapt", "--config", recipes[model], "--run-dir", run_dir, *arguments, *more]
 
     one = {name: source(model, folder / "one" / name, how) for name, (model, how) in REFERENCES.items()}
@@ -81,10 +88,9 @@ def runs(tmp_path_factory, tied_model, untied_model, rows) -> Runs:
         model, settings = REFERENCES[reference]
         ds = ["--deepspeed_config", jsons.get(ds, ds)]
         two[name] = source(model, folder / "two" / name, (*settings, *how), *ds)
-    for model in ADAPTATIONS:
-        name, particles = f"adapt {model}", folder / "one" / model
-        one[name] = adapt(model, particles, folder / "one" / name)
-        two[name] = adapt(model, particles, folder / "two" / name, "--deepspeed_config", "zero3_cpu")
+    for name in ADAPTATIONS:
+        one[name] = adapt(name, folder / "one" / name)
+        two[name] = adapt(name, folder / "two" / name, "--deepspeed_config", "zero3_cpu")
 
     texts = folder / "texts"
     texts.write_text("\n".join(TEXTS))
@@ -167,17 +173,20 @@ def test_checkpointing_and_micro_batches_took_place(runs: Runs) -> None:
     assert a_step("resident tied micro-batches", "Backbone") >= 2
 
 
-@pytest.mark.parametrize("model", ADAPTATIONS)
-def test_adaptation_is_the_same(runs: Runs, model: str) -> None:
-    right, found = runs.one[f"adapt {model}"].folder, runs.two[f"adapt {model}"].folder
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_adaptation_is_the_same(runs: Runs, name: str) -> None:
+    right, found = runs.one[name].folder, runs.two[name].folder
+    tasks = ["mrpc", "rte", "cola"] if "multi" in name else ["mrpc"]
     prompts = [load_file(folder / "prompt.safetensors") for folder in (right, found)]
-    assert set(prompts[0]) == set(prompts[1]) == {"full", "mrpc.a", "mrpc.b"}
-    for name, tensor in prompts[0].items():
-        assert _difference(prompts[1][name], tensor) < 1e-5, name
+    assert set(prompts[0]) == set(prompts[1]) == {"full", *(f"{task}.{part}" for task in tasks for part in "ab")}
+    for part, tensor in prompts[0].items():
+        assert _difference(prompts[1][part], tensor) < 1e-5, part
     results = [json.loads((folder / "results.json").read_text()) for folder in (right, found)]
     assert results[0] == results[1]
-    assert results[0]["tasks"]["mrpc"]["rows"] > 0
-    assert not torch.equal(prompts[0]["mrpc.a"], torch.ones_like(prompts[0]["mrpc.a"]))  # it was adapted
+    for task in tasks:
+        assert results[0]["tasks"][task]["rows"] > 0
+        a = prompts[0][f"{task}.a"]
+        assert not torch.equal(a, torch.ones_like(a))  # it was adapted
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)

@@ -36,8 +36,19 @@ def test_too_long_a_prompt() -> None:
 
 
 def test_composition_is_elementwise_rank_one() -> None:
-    prompt = ComposedPrompt.start_at(torch.randn(4, 3))
-    assert torch.equal(prompt.compose(), prompt.full)
-    prompt.a, prompt.b = torch.randn(4), torch.randn(3)
-    expected = torch.tensor([[prompt.full[i, j] * prompt.a[i] * prompt.b[j] for j in range(3)] for i in range(4)])
-    assert torch.allclose(prompt.compose(), expected)
+    prompt = ComposedPrompt.start_at(torch.randn(4, 3), tasks=2)
+    assert torch.equal(prompt.compose(), torch.stack([prompt.full, prompt.full]))
+    prompt.a, prompt.b = torch.randn(2, 4), torch.randn(2, 3)
+    for k in range(2):
+        for i in range(4):
+            for j in range(3):
+                expected = prompt.full[i, j] * prompt.a[k, i] * prompt.b[k, j]
+                assert prompt.compose()[k, i, j] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("tasks", "expected"), [(1, 77_668), (8, 10_468), (5, 16_228)])
+def test_parameters_a_task_are_the_paper_s(tasks: int, expected: int) -> None:
+    """Section 4.4: (l d) / N + (l + d); at T5-base and 100 tokens 77,668 for a single target."""
+    prompt = ComposedPrompt.start_at(torch.zeros(100, 768), tasks)
+    assert prompt.parameters_a_task() == expected
+    assert sum(t.numel() for t in prompt.tensors()) == 100 * 768 + tasks * (100 + 768)

@@ -144,6 +144,12 @@ def test_names_that_cannot_be(tmp_path, name):
         tasks_of(tmp_path, f"data: {{tasks: {{'{name}': {{source: [a], target: t}}}}}}")
 
 
+@pytest.mark.parametrize("name", ["mean", "best", "best_step"])
+def test_names_that_the_log_needs(tmp_path, name):
+    with pytest.raises(UserError, match=rf"data\.tasks: the log calls something else '{name}'; rename the task"):
+        tasks_of(tmp_path, f"data: {{tasks: {{{name}: {{source: [a], target: t}}}}}}")
+
+
 def test_a_number_as_a_name(tmp_path):
     with pytest.raises(UserError, match=r"data\.tasks\.2024: input should be a valid string \(got 2024\)"):
         tasks_of(tmp_path, "data: {tasks: {2024: {source: [a], target: t}}}")
