@@ -4,7 +4,7 @@ Symbols: P prompts (particles in the source stage), L prompt length, H hidden si
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from bmtpt_ds.parallel import Sharded
 from bmtpt_ds.runlog import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.tasks import Task
 
 
 class Flags:
@@ -102,10 +103,10 @@ class GradientPass:
         self.max_tokens = max_tokens
 
     @classmethod
-    def of(cls, session: Session, phases: Phases) -> "GradientPass":
-        """As the recipe says; without a word on micro-batches they follow the free memory."""
+    def of(cls, session: Session, tasks: Iterable[Task], phases: Phases) -> "GradientPass":
+        """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory."""
         recipe, model = session.recipe, session.model
-        longest = recipe.prompt.length + recipe.model.max_source_length
+        longest = recipe.prompt.length + max(session.encoder.max_source_length(task) for task in tasks)
         budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest)
         return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases)
 

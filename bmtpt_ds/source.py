@@ -87,7 +87,7 @@ def learn_posterior(
         UserError: scores were not finite for more than `source.max_skipped` steps in a row.
     """
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
-    gradient_of = GradientPass.of(session, phases)
+    gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases)
     backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)
     log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")

@@ -123,7 +123,7 @@ def adapt(
         UserError: gradients were not finite for more than 10 steps in a row.
     """
     target, run, ranks, phases = session.recipe.target, session.recipe.run, session.ranks, log.phases
-    gradient_of = GradientPass.of(session, phases)
+    gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases)
     backbone, about = session.model.backbone, session.identity()
     n_rows, batch_size = train_sizes(tasks), batch_size_of(target, tasks)
     while True:

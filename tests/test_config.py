@@ -6,20 +6,10 @@ from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError
 
-RECIPES = Path(__file__).parents[1] / "bmtpt_ds" / "recipes"
-
 
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_recipe_loads_by_name(path: Path) -> None:
-    name = path.relative_to(RECIPES).with_suffix("").as_posix()
-    recipe = load_recipe(name)
-    assert recipe.source.tasks or recipe.target.tasks
-    assert path.read_text().startswith("#")  # how to launch it
 
 
 def test_defaults_are_those_of_the_paper() -> None:
@@ -51,6 +41,16 @@ def test_defaults_take_another_recipes_values_one_level(tmp_path: Path) -> None:
     grandchild = write(tmp_path / "grandchild.yaml", "defaults: child")
     with pytest.raises(UserError, match="one level"):
         load_recipe(grandchild)
+
+
+def test_shipped_recipes_are_found_where_a_folder_has_their_name(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "paper").mkdir()
+    write(tmp_path / "mine.yaml", "defaults: paper\nrun: {seed: 3}")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("paper").source.steps == load_recipe("mine.yaml").source.steps == 100_000
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="recipe other: that is a folder"):
+        load_recipe("other")
 
 
 def test_own_tasks_are_taken_over_from_defaults(tmp_path: Path) -> None:

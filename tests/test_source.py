@@ -14,7 +14,7 @@ from bmtpt_ds.data.tokens import RowEncoder, collate
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.runlog import RunLog
 from bmtpt_ds.session import Session
-from bmtpt_ds.source import Posterior, SourceTask, draw_rows, learn_posterior, svgd_backend
+from bmtpt_ds.source import Posterior, TaskSplits, draw_rows, learn_posterior, svgd_backend
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import svgd_direction
 from bmtpt_ds.tasks import get_task
@@ -26,11 +26,11 @@ def recipe_with(**source) -> Recipe:
 
 
 @pytest.fixture
-def tasks(rows: Path) -> list[SourceTask]:
-    return [SourceTask(get_task(name), load_task(get_task(name), root=str(rows))) for name in ("sst2", "cola")]
+def tasks(rows: Path) -> list[TaskSplits]:
+    return [TaskSplits(get_task(name), load_task(get_task(name), root=str(rows))) for name in ("sst2", "cola")]
 
 
-def learn(loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[SourceTask], folder: Path) -> Posterior:
+def learn(loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[TaskSplits], folder: Path) -> Posterior:
     folder.mkdir(exist_ok=True)
     session = Session(recipe, loaded, encoder, StopSignal())
     posterior = Posterior.start(session.initial_prompts(recipe.source.particles), recipe.source.optimizer)

@@ -217,7 +217,7 @@ def _answer_lines(
 def _question(prompted: PromptedTask, source: str | dict[str, Any]) -> Question:
     if isinstance(source, dict):
         return Question(prompted, prompted.encoder.encode_source(prompted.task, source))
-    return Question(prompted, prompted.encoder.encode_sources([source])[0])
+    return Question(prompted, prompted.encoder.encode_text(prompted.task, source))
 
 
 def _readable(prompted: PromptedTask, text: str) -> str:

@@ -28,7 +28,8 @@ class ModelConfig(Section):
 
     name_or_path: str = "google-t5/t5-base"  # a hub name or a local folder
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_source_length: Count = 256  # tokens of a row's text, the prompt not counted
+    # tokens of a row's text, the prompt not counted; auto: as the task has it, 256, multirc 348, squad and MRQA 512
+    max_source_length: Count | Literal["auto"] = 256
     max_target_length: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"  # auto: the longest label, free text 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     activation_checkpointing: bool | Literal["auto"] = "auto"  # auto: on if the DeepSpeed JSON has such a section
@@ -174,17 +175,20 @@ class Recipe(Section):
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe: a path, or the name of a shipped recipe (subfolders allowed)."""
-    path = Path(name_or_path)
+    path, shipped = Path(name_or_path), _shipped()
     if path.is_file():
         return path
+    if name_or_path in shipped:  # though a folder of that name is here
+        return shipped[name_or_path]
     if path.is_dir():
         raise UserError(f"recipe {name_or_path}: that is a folder; give a YAML file or the name of a shipped recipe")
-    folder = Path(__file__).parents[1] / "recipes"
-    shipped = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.yaml")}
-    if name_or_path in shipped:
-        return shipped[name_or_path]
     hint = nearest(name_or_path, shipped) or f" (shipped recipes: {', '.join(sorted(shipped))})"
     raise UserError(f"recipe {name_or_path}: no such file and no shipped recipe of that name{hint}")
+
+
+def _shipped() -> dict[str, Path]:
+    folder = Path(__file__).parents[1] / "recipes"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
 
 
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
@@ -217,5 +221,6 @@ def override_recipe(values: dict, overrides: list[str], source: str) -> Recipe:
 
 
 def _find_parent(path: Path, name: str) -> Path:
+    """The recipe that `defaults` names in the file `path`: beside it, shipped, or a path."""
     beside = path.parent / f"{name}.yaml"
-    return beside if beside.is_file() else find_recipe(name)
+    return beside if beside.is_file() else _shipped().get(name) or find_recipe(name)

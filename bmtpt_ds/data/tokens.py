@@ -67,8 +67,8 @@ class RowEncoder:
         self.tokenizer = tokenizer
         self._model, self._data = model, data
         self._longest: dict[str, int] = {}  # by task
-        self._read: Counter[str] = Counter()  # rows, by task
-        self._shortened: Counter[str] = Counter()  # of these, those that were too long
+        self._read: Counter[Task] = Counter()  # rows
+        self._shortened: Counter[Task] = Counter()  # of these, those that were too long
 
     @property
     def labels(self) -> LabelStyle:
@@ -94,25 +94,25 @@ class RowEncoder:
         targets = {text.target: self.encode_target(task, text.target) for text in texts}
         return [TokenRow(ids, targets[text.target]) for ids, text in zip(sources, texts, strict=True)]
 
-    def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of source texts, cut at the recipe's length, end-of-sequence included."""
-        return self.tokenizer(list(texts), truncation=True, max_length=self._model.max_source_length).input_ids
+    def encode_text(self, task: Task, text: str) -> list[int]:
+        """Token ids of a text for a task, its end cut off where it is too long, end-of-sequence included."""
+        return self.tokenizer(text, truncation=True, max_length=self.max_source_length(task)).input_ids
 
     def encode_source(self, task: Task, row: dict) -> list[int]:
         """Token ids of a row's source text; its answer need not be known."""
         return self._encode_fields(task, [row], [task.source_text(row, self._data.prefix)])[0]
 
     def _encode_fields(self, task: Task, rows: Sequence[dict], texts: Sequence[str]) -> list[list[int]]:
-        """As encode_sources; of a text that is too long the long field is cut, so that a question survives its passage.
+        """As encode_text; of a text that is too long the long field is cut, so that a question survives its passage.
 
         All fields are cut to the same number of characters, the greatest with which the text fits: the short ones are
         shorter anyway.
         """
-        whole, most = self._tokenised(texts), self._model.max_source_length
-        self._read[task.name] += len(rows)
+        whole, most = self._tokenised(texts), self.max_source_length(task)
+        self._read[task] += len(rows)
         for i, ids in enumerate(whole):
             if len(ids) > most:
-                self._shortened[task.name] += 1
+                self._shortened[task] += 1
                 whole[i] = self._shorten(task, rows[i])
         return whole
 
@@ -122,27 +122,35 @@ class RowEncoder:
 
         fields = task.field_texts(row)
         if len(fields) == 1:
-            return self.encode_sources([text(None)])[0]
+            return self.encode_text(task, text(None))
         fits, over = 0, max(len(value) for _, value in fields)  # characters; at `over` it does not fit
         while over - fits > 1:
             middle = (fits + over) // 2
-            if len(self._tokenised([text(middle)])[0]) <= self._model.max_source_length:
+            if len(self._tokenised([text(middle)])[0]) <= self.max_source_length(task):
                 fits = middle
             else:
                 over = middle
-        return self.encode_sources([text(fits)])[0]
+        return self.encode_text(task, text(fits))
 
     def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), verbose=False).input_ids
 
     def cut_rows(self) -> str:
         """Of the rows read so far those that were too long, for a person; "" where there were none."""
-        shares = [f"{name} {100 * cut / self._read[name]:.1f}%" for name, cut in self._shortened.items()]
-        what = f"cut to model.max_source_length ({self._model.max_source_length} tokens), of the rows read"
-        return f"{what}: {', '.join(shares)}" if shares else ""
+        shares = [f"{task.name} {self._share_cut(task)}" for task in self._shortened]
+        return f"cut to model.max_source_length, of the rows read: {', '.join(shares)}" if shares else ""
+
+    def _share_cut(self, task: Task) -> str:
+        share = self._shortened[task] / self._read[task]
+        return f"{100 * share:.1f}% (to {self.max_source_length(task)} tokens)"
 
     def encode_target(self, task: Task, text: str) -> list[int]:
         return self.tokenizer(text, truncation=True, max_length=self.max_target_length(task)).input_ids
+
+    def max_source_length(self, task: Task) -> int:
+        """Tokens that a row's text may have, as the recipe says or, with `auto`, the task."""
+        most = self._model.max_source_length
+        return task.max_source_length if most == "auto" else most
 
     def max_target_length(self, task: Task) -> int:
         """Tokens of a task's longest target, end-of-sequence included: the longest label, 32 of free text and numbers.

@@ -146,6 +146,7 @@ CATALOGUE: tuple[Task, ...] = (
         "f1 exact_match",
         "large",
         {"question": "Who sold the boat?", "context": "In May Anna sold it.", "answers": {"text": ["Anna"]}},
+        max_source_length=512,
     ),
     _task(
         "multirc",
@@ -162,6 +163,7 @@ CATALOGUE: tuple[Task, ...] = (
             "idx": {"paragraph": 0, "question": 0, "answer": 0},
         },
         group=("idx", "paragraph"),
+        max_source_length=348,
     ),
     _task(
         "wsc",
@@ -202,6 +204,7 @@ CATALOGUE: tuple[Task, ...] = (
             "f1 exact_match",
             "large",
             {"question": "Who sold the boat?", "context": "In May Anna sold it.", "answers": ["Anna"]},
+            max_source_length=512,
         )
         for name, repository in (
             ("nq", "naturalquestionsshortqa"),

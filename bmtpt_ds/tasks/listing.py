@@ -45,6 +45,7 @@ def _paragraph(task: Task) -> str:
         "columns": ", ".join(task.columns),
         "answers": _answers(task),
         "metrics": ", ".join(task.metrics),
+        "length": f"{task.max_source_length} tokens of text with model.max_source_length: auto",
         "splits": _splits(task) if task.hub_repository else _OWN_SPLITS,
         "example": task.example(task.sample).source,
         "": _targets(task),

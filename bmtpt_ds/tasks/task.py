@@ -46,6 +46,8 @@ class Task:
         hub_names: {original split: what the hub calls it}, where it has another name, or several ("dev_r1 dev_r2").
         group: a key path; rows that agree in it are not torn apart by a split (MultiRC's paragraphs).
         most_train: a longer training set is cut to as many rows.
+        max_source_length: tokens of a row's text with the recipe's `model.max_source_length: auto`, as the line
+            Compacter, ATTEMPT, MPT has it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     hub_names: Mapping[str, str] = field(default_factory=dict, compare=False)
     group: tuple[str, ...] = ()
     most_train: int | None = None
+    max_source_length: int = 256
 
     @property
     def source_columns(self) -> tuple[str, ...]:

@@ -113,7 +113,23 @@ def test_rows_that_were_cut_are_counted_by_task(tied_model: Path) -> None:
     short = long | {"premise": "good film"}
     encoder.encode_all(get_task("mnli"), [long, short, short, short])
     encoder.encode_all(get_task("rte"), [{"sentence1": "a", "sentence2": "b", "label": 1}])
-    assert encoder.cut_rows() == "cut to model.max_source_length (32 tokens), of the rows read: mnli 25.0%"
+    assert encoder.cut_rows() == "cut to model.max_source_length, of the rows read: mnli 25.0% (to 32 tokens)"
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("rte", 256), ("record", 256), ("multirc", 348), ("squad", 512), ("nq", 512)]
+)
+def test_lengths_of_the_tasks(tied_model: Path, name: str, most: int) -> None:
+    """With `auto` each task has its own; a number holds for all."""
+    task, tokenizer = get_task(name), load_tokenizer(tied_model)
+    row = dict(task.sample)
+    column = {"rte": "sentence1", "record": "passage", "multirc": "paragraph"}.get(name, "context")
+    row[column] = "good film " * 400
+    auto = RowEncoder(tokenizer, ModelConfig(max_source_length="auto"), DataConfig())
+    assert len(auto.encode(task, row).source) == most
+    assert len(auto.encode_text(task, "good " * 600)) == most
+    assert auto.cut_rows().endswith(f"{name} 100.0% (to {most} tokens)")
+    assert len(RowEncoder(tokenizer, ModelConfig(max_source_length=40), DataConfig()).encode(task, row).source) == 40
 
 
 @settings(max_examples=60, deadline=None)

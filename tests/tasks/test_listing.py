@@ -23,6 +23,7 @@ sst2: nyu-mll/glue (sst2) on the hub
   columns sentence, label
   answers 0 negative, 1 positive
   metrics accuracy
+  length  256 tokens of text with model.max_source_length: auto
   splits  validation is 10% of the hub's training set, at most 1000 rows; test is the hub's
           validation set
   example sentence: a warm and funny film .
@@ -34,6 +35,7 @@ reviews: the recipe's own, in my/reviews
   columns text, stars
   answers 0 bad, 1 good
   metrics f1, accuracy
+  length  256 tokens of text with model.max_source_length: auto
   splits  the files as they are; where test.jsonl is missing, half of the validation rows; where
           validation.jsonl is, 10% of the training rows, at most 1000
   example review: <text>
