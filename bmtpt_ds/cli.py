@@ -195,8 +195,9 @@ def _add_adapt(parser: Parser) -> None:
     command = parser.add_command(
         "adapt",
         _adapt,
-        "adapt the particles' mean to a target task, validate, test once",
+        "adapt the particles' mean to a target task, or to several at once; validate, test once",
         "bmtpt adapt --config first_run --particles runs/source --run-dir runs/mrpc",
+        "deepspeed --module bmtpt_ds adapt --config table1/multi_glue --particles runs/paper --run-dir runs/glue",
     )
     text = "a run of `source`; none: from vocabulary rows"
     add_recipe(command).add_argument("--particles", required=True, type=given, metavar="DIR|FILE|none", help=text)

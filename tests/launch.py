@@ -152,10 +152,17 @@ def started(command: Sequence[str], log: Path, variables: Mapping[str, str] | No
         job.kill()
 
 
-def run(command: Sequence[str], log: Path, *, status: int = 0, variables: Mapping[str, str] | None = None) -> str:
+def run(
+    command: Sequence[str],
+    log: Path,
+    *,
+    status: int = 0,
+    variables: Mapping[str, str] | None = None,
+    seconds: float = LIMIT,
+) -> str:
     """Runs a command to its end, which should have that exit status; what it printed."""
     with started(command, log, variables) as job:
-        found = job.wait()
+        found = job.wait(seconds)
         assert found == status, f"exit status {found}, not {status}:\n{job.text[-6000:]}"
         return job.text
 
@@ -166,7 +173,12 @@ def lines_of(text: str) -> list[str]:
 
 
 def run_commands(
-    commands: Sequence[Sequence[object]], folder: Path, *, ranks: int = 0, before: Sequence[str] = ()
+    commands: Sequence[Sequence[object]],
+    folder: Path,
+    *,
+    ranks: int = 0,
+    before: Sequence[str] = (),
+    seconds: float = LIMIT,
 ) -> list[dict]:
     """Runs commands of bmtpt one after another in one job, which spares the start of all but the first.
 
@@ -174,6 +186,7 @@ def run_commands(
         folder: for the list and the outcome.
         ranks: under the launcher; 0: a plain process.
         before: a program that starts the job, with its arguments.
+        seconds: for all of them.
 
     Returns:
         for each command what `tests/distributed/commands.py` writes of it.
@@ -183,5 +196,5 @@ def run_commands(
     plan.write_text(json.dumps([[str(argument) for argument in command] for command in commands]))
     arguments = [COMMANDS, plan, outcome]
     command = deepspeed(ranks, *arguments) if ranks else [sys.executable, *map(str, arguments)]
-    run([*before, *command], folder / "log")
+    run([*before, *command], folder / "log", seconds=seconds)
     return json.loads(outcome.read_text())

@@ -17,28 +17,38 @@ unacceptable entailment not_entailment not_equivalent equivalent
 
 def make_model(folder: Path, *, own_head: bool, seed: int = 0, hidden: int = 32, vocab: int = 96) -> Path:
     """A random T5 (2 + 2 layers) on disk, tied (as t5-base) or with a head of its own (as flan-t5)."""
+    sizes = {"vocab_size": vocab, "d_model": hidden, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    write_model(folder, own_head=own_head, seed=seed, **sizes)
+    return folder
+
+
+def write_model(
+    folder: Path,
+    *,
+    own_head: bool,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
+    **sizes: int,
+) -> int:
+    """A random T5 of those sizes (T5Config's) with a tokenizer on disk; the number of its parameters."""
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=vocab,
-        d_model=hidden,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
         feed_forward_proj="gated-gelu" if own_head else "relu",
         decoder_start_token_id=0,
         tie_word_embeddings=not own_head,
+        **sizes,
     )
     model = T5ForConditionalGeneration(config)
     if own_head:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(vocab, hidden))
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model))
         model.config.tie_word_embeddings = False
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     values = json.loads((folder / "config.json").read_text())
     values["tie_word_embeddings"] = not own_head
     (folder / "config.json").write_text(json.dumps(values))
-    make_tokenizer(folder, vocab)
-    return folder
+    make_tokenizer(folder, config.vocab_size)
+    return sum(p.numel() for p in model.parameters())
 
 
 def make_tokenizer(folder: Path, vocab: int) -> None:

@@ -134,7 +134,8 @@ def _source(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) ->
             check_source_rows(recipe, task, splits[task.name].train)
     source = recipe.source
     cells = source.kappa * source.rows_per_task * source.particles
-    drawn = f"{source.kappa} tasks x {source.rows_per_task} rows x {source.particles} particles"
+    counts = {"task": source.kappa, "row": source.rows_per_task, "particle": source.particles}
+    drawn = " x ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
     text = f"{source.steps} steps of {drawn}, {cells} rows through the model a step"
     return [_Line("source", text), *_rows(recipe, tasks, splits)]
 

@@ -19,22 +19,11 @@ STEPS = 20
 def make_checkpoint(folder: Path) -> None:
     """t5-base: 223 million parameters, the head tied to the input embedding."""
     import torch
-    from transformers import T5Config, T5ForConditionalGeneration
 
     from tests import toy
 
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=32128,
-        d_model=768,
-        d_ff=3072,
-        num_layers=12,
-        num_heads=12,
-        decoder_start_token_id=0,
-        tie_word_embeddings=True,
-    )
-    T5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="200MB")
-    toy.make_tokenizer(folder, 32128)
+    sizes = {"vocab_size": 32128, "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
+    toy.write_model(folder, own_head=False, dtype=torch.bfloat16, max_shard_size="200MB", **sizes)
 
 
 def recipe_text(model: Path, rows: Path) -> str:
