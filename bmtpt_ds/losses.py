@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from bmtpt_ds.data.order import stream
-from bmtpt_ds.data.plan import Cell, MicroBatch, plan_micro_batches
+from bmtpt_ds.data.plan import Cell, MicroBatch, Plan, imbalance, plan_micro_batches
 from bmtpt_ds.data.tokens import TokenRow, collate, upload
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.parallel import Sharded
+from bmtpt_ds.parallel import Grid, Sharded
 from bmtpt_ds.runlog import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
@@ -53,6 +53,7 @@ class StepGradient:
     gradient: torch.Tensor  # [P, L, H] float32, of each prompt's loss
     losses: torch.Tensor  # [P], what each prompt's rows add to the mean over the step's rows
     flags: Flags
+    imbalance: float  # the costliest data rank's padded tokens over their mean
 
     @property
     def finite(self) -> bool:
@@ -93,22 +94,32 @@ class LateFlags:
 class GradientPass:
     """Computes the steps' gradients, in micro-batches that fit."""
 
-    def __init__(self, model: Sharded, pad_id: int, max_tokens: int, dropout_seed: int, phases: Phases):
+    def __init__(
+        self,
+        model: Sharded,
+        pad_id: int,
+        max_tokens: int,
+        dropout_seed: int,
+        phases: Phases,
+        grid: Grid | None = None,
+    ):
         """
         Args:
             max_tokens: padded tokens of a micro-batch to begin with; halved after an out-of-memory.
             dropout_seed: of the random numbers of a backbone with dropout, drawn anew for each step.
+            grid: how prompts and rows are shared; default: every rank has its share of the rows of all prompts.
         """
         self._model, self._pad_id, self._seed, self._phases = model, pad_id, dropout_seed, phases
+        self._grid = grid or Grid(model.ranks)
         self.max_tokens = max_tokens
 
     @classmethod
-    def of(cls, session: Session, tasks: Iterable[Task], phases: Phases) -> "GradientPass":
+    def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
         """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory."""
         recipe, model = session.recipe, session.model
         longest = recipe.prompt.length + max(session.encoder.max_source_length(task) for task in tasks)
         budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest)
-        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases)
+        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid)
 
     def __call__(
         self,
@@ -124,35 +135,38 @@ class GradientPass:
             rows: of the step, the same on all ranks; each weighs as much as the others.
             prompt_of: which prompt reads each row; default: every prompt reads every row.
         """
-        ranks, count = self._model.ranks, len(prompts)
+        block = self._grid.block(len(prompts))
+        own = prompts[block.start : block.stop]
         cells = [
             Cell(p, r, 1 / len(rows), prompts.shape[1] + len(row.source), len(row.target))
             for r, row in enumerate(rows)
-            for p in (range(count) if prompt_of is None else (prompt_of[r],))
+            for p in (range(len(own)) if prompt_of is None else (prompt_of[r],))
         ]
         # one flat buffer, one all-reduce: the gradients, the losses, and whether somebody wants to stop
-        flat = torch.zeros(prompts.numel() + count + 1, device=ranks.device)
-        self._add_own_share(flat, prompts, rows, cells, step)
+        size = own.numel()
+        flat = torch.zeros(size + len(own) + 1, device=prompts.device)
+        plan = self._add_own_share(flat, own, rows, cells, step)
         with self._phases("gather"):
             flat[-1] = float(stop.received is not None)
-            ranks.sum_(flat)
-            flags = Flags(torch.isfinite(flat).all(), flat[-1])
-        gradient = flat[: prompts.numel()].view_as(prompts)
-        return StepGradient(gradient, flat[prompts.numel() : -1], flags)
+            blocks = self._grid.combine(flat)
+            flags = Flags(torch.isfinite(blocks).all(), blocks[:, -1].sum())
+        gradient = blocks[:, :size].reshape(prompts.shape)
+        return StepGradient(gradient, blocks[:, size:-1].flatten(), flags, imbalance(plan))
 
     def _add_own_share(
         self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], cells: list[Cell], step: int
-    ) -> None:
+    ) -> Plan:
         """Fills `flat` with this rank's part; begins again with half the tokens when memory runs out."""
-        ranks = self._model.ranks
+        ranks, grid = self._model.ranks, self._grid
         while True:
             try:
                 if self._model.backbone.config.dropout_rate:
                     torch.manual_seed(int(stream("dropout", self._seed, step, ranks.rank).randint(2**31)))
                 flat.zero_()
-                for batch in plan_micro_batches(cells, ranks.world, self.max_tokens)[ranks.rank]:
+                plan = plan_micro_batches(cells, grid.data_ranks, self.max_tokens)
+                for batch in plan[grid.data_rank]:
                     self._add_micro_batch(flat, prompts, rows, batch)
-                return
+                return plan
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -20,7 +20,7 @@ from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
 from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
-from bmtpt_ds.parallel import Ranks
+from bmtpt_ds.parallel import Grid, Ranks, particle_ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
@@ -87,7 +87,8 @@ def learn_posterior(
         UserError: scores were not finite for more than `source.max_skipped` steps in a row.
     """
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
-    gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases)
+    grid = Grid(ranks, particle_ranks(source.particle_ranks, source.particles, ranks.world))
+    gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
     backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)
     log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")
@@ -112,7 +113,7 @@ def learn_posterior(
         if _due(run.check_replicas, step) and not ranks.same_everywhere(posterior.particles):
             raise RuntimeError(f"step {step}: the ranks' particles differ")
         if logged:
-            log.line(metrics_of(source, run.log_every, posterior, diagnostics, phases))
+            log.line(metrics_of(source, run.log_every, posterior, gradient, diagnostics, phases))
             posterior.losses.zero_()
         log.advance(step)
         if saved or stop:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
@@ -176,7 +177,12 @@ def learning_rate(source: SourceConfig, step: int) -> float:
 
 
 def metrics_of(
-    source: SourceConfig, log_every: int, posterior: Posterior, diagnostics: Diagnostics | None, phases: Phases
+    source: SourceConfig,
+    log_every: int,
+    posterior: Posterior,
+    gradient: StepGradient,
+    diagnostics: Diagnostics | None,
+    phases: Phases,
 ) -> dict:
     """The line of metrics.jsonl at the posterior's step; {} on ranks other than 0."""
     if diagnostics is None:
@@ -190,6 +196,7 @@ def metrics_of(
         "losses": losses.tolist(),
         **values,
         "lr": learning_rate(source, step),
+        "imbalance": round(gradient.imbalance, 4),
         **phases.take(),
     }
 

@@ -19,7 +19,7 @@ from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
-from bmtpt_ds.losses import GradientPass
+from bmtpt_ds.losses import GradientPass, StepGradient
 from bmtpt_ds.model.prompts import ComposedPrompt
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step
@@ -151,7 +151,7 @@ def adapt(
         adaptation.step = step
         phases.count_step()
         if is_log_step(step, run.log_every, target.steps):
-            log.line(metrics_of(target, n_rows, adaptation, phases))
+            log.line(metrics_of(target, n_rows, adaptation, gradient, phases))
             for sums in (adaptation.losses, adaptation.rows, adaptation.prior):
                 sums.zero_()
         log.advance(step)
@@ -254,7 +254,9 @@ def validate(session: Session, tasks: Sequence[TaskSplits], prior: Prior, adapta
     )
 
 
-def metrics_of(target: TargetConfig, names: Iterable[str], adaptation: Adaptation, phases: Phases) -> dict:
+def metrics_of(
+    target: TargetConfig, names: Iterable[str], adaptation: Adaptation, gradient: StepGradient, phases: Phases
+) -> dict:
     """The line of metrics.jsonl at the adaptation's step; `names` of the tasks."""
     losses, rows, factor = adaptation.losses, adaptation.rows, learning_rate(target, adaptation.step)
     of_tasks = dict(zip(names, (losses / rows).tolist(), strict=True))  # nan: no row of a task was drawn
@@ -266,6 +268,7 @@ def metrics_of(target: TargetConfig, names: Iterable[str], adaptation: Adaptatio
         "lr_full": target.lr_full * factor,
         "lr_low_rank": target.lr_low_rank * factor,
         "skipped": adaptation.skipped,
+        "imbalance": round(gradient.imbalance, 4),
         **phases.take(),
     }
 

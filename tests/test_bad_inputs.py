@@ -34,6 +34,7 @@ case.setting("particles_0", "source.particles=0", "source.particles", "greater t
 case.setting("steps_true", "source.steps=true", "source", "steps should not be true")
 case.setting("tasks_per_step", "source.tasks_per_step=3", "tasks_per_step is 3", "2 source tasks")
 case.setting("rows_per_task", "source.rows_per_task=61", "source.rows_per_task of sst2", "at most 60")
+case.setting("grid", "source.particle_ranks=3", "source.particle_ranks: 3", "3 particles and the 1 ranks", "give 1")
 case.setting("lr_negative", "source.lr=-0.1", "source.lr", "greater than 0", "got -0.1")
 case.setting("lr_nan", "source.lr=.nan", "source.lr", "finite")
 case.setting("lr_nan_text", "source.lr=nan", "source.lr", "finite")

@@ -29,6 +29,7 @@ BEYOND = {
     "no_source_task",
     "no_target_task",
     "two_targets",  # each in a run of its own
+    "grid",  # of how many ranks
 }
 BLOCKED = (
     "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "datasets", "sklearn", "scipy", "tensorboard",

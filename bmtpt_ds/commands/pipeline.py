@@ -13,7 +13,7 @@ from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import Scored, score_rows
-from bmtpt_ds.parallel import Ranks
+from bmtpt_ds.parallel import Ranks, particle_ranks
 from bmtpt_ds.prompt_files import check_belongs, prompt_for, read_particles, read_run, write_particles, write_prompt
 from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, write_results
@@ -40,6 +40,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
     directory = RunDirectory(run_dir, recipe, {"stage": "source"}, resume=resume, overwrite=overwrite)
     if _nothing_to_do(ranks, directory, ds, json_name):
         return
+    particle_ranks(source.particle_ranks, source.particles, ranks.world)  # refuses an impossible grid
     with StopSignal() as stop:
         splits = load_rows(ranks, recipe, tasks)
         sources = [TaskSplits(*pair) for pair in zip(tasks, splits, strict=True)]

@@ -83,7 +83,7 @@ class SourceConfig(StageConfig):
     likelihood_scale: Positive = 1.0
     svgd: SVGDConfig = SVGDConfig()
     eval_every: Count | None = None  # steps between validations of the particles' mean; default: never
-    particle_ranks: Literal["auto", 1] = "auto"
+    particle_ranks: Count | Literal["auto"] = "auto"  # blocks of particles, each on ranks of its own; auto: 1
     max_skipped: Count = 10  # steps in a row with non-finite scores that stop the run
 
     @property

@@ -4,7 +4,8 @@ One path serves every situation: a process without a launcher is a world of one,
 the backbone resident, stage 3 shards it.
 """
 
+from bmtpt_ds.parallel.grid import Grid, particle_ranks
 from bmtpt_ds.parallel.ranks import Ranks
 from bmtpt_ds.parallel.sharding import Sharded, load_backbone
 
-__all__ = ["Ranks", "Sharded", "load_backbone"]
+__all__ = ["Grid", "Ranks", "Sharded", "load_backbone", "particle_ranks"]

@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -31,7 +31,7 @@ _RETURNED_BYTES = 1 << 20  # the projections of T5-base are 2 MB each: with 4 MB
 
 
 class Ranks:
-    """This process among the job's processes, and what they do together. All of them are data ranks."""
+    """This process among the job's processes, and what they do together."""
 
     def __init__(self, timeout: int):
         """Joins the job that the launcher's environment describes, or makes a world of one.
@@ -39,8 +39,9 @@ class Ranks:
         Args:
             timeout: seconds after which a collective that a rank does not join ends the job.
         """
+        self._timeout = timedelta(seconds=timeout)
         if not dist.is_initialized():
-            _join(timedelta(seconds=timeout))
+            _join(self._timeout)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         set_log_level_from_string("info" if is_verbose() else "warning" if self.first else "error")
         self.local_rank = int(os.environ["LOCAL_RANK"])
@@ -56,10 +57,26 @@ class Ranks:
         """Whether this is rank 0, which updates, writes and speaks."""
         return self.rank == 0
 
-    def sum_(self, values: torch.Tensor) -> None:
-        """Adds up a tensor over all ranks, in place."""
-        if self.world > 1:
+    def sum_(self, values: torch.Tensor, group: torch.distributed.ProcessGroup | None = None) -> None:
+        """Adds up a tensor over all ranks, or over those of this rank's group, in place."""
+        if group is not None:
+            torch.distributed.all_reduce(values, group=group)
+        elif self.world > 1:
             dist.all_reduce(values)
+
+    def own_group(self, groups: Iterable[Sequence[int]]) -> torch.distributed.ProcessGroup:
+        """Makes process groups, of which each rank is in one; that one. All ranks must ask alike."""
+        own = None
+        for members in groups:
+            group = torch.distributed.new_group(list(members), timeout=self._timeout)
+            own = group if self.rank in members else own
+        return own
+
+    def stack(self, values: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+        """The tensors [n] of a group's ranks, [ranks, n], on each of them."""
+        parts = values.new_empty(torch.distributed.get_world_size(group), *values.shape)
+        torch.distributed.all_gather(list(parts), values, group=group)
+        return parts
 
     def broadcast_(self, values: torch.Tensor) -> None:
         """Rank 0's tensor on every rank, in place."""

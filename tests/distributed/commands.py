@@ -11,17 +11,20 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import deepspeed
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from bmtpt_ds import losses, source
 from bmtpt_ds.cli import main
 
 
-def run(arguments: list[str], calls: collections.Counter) -> dict:
+def run(arguments: list[str], calls: collections.Counter, sent: collections.Counter) -> dict:
     calls.clear()
+    sent.clear()
     *arguments, stdin = arguments if arguments[-2:-1] == ["<"] else [*arguments, os.devnull]
     printed, said, begin = io.TextIOWrapper(io.BytesIO()), io.StringIO(), time.perf_counter()
     with open(stdin) as sys.stdin, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
@@ -31,7 +34,8 @@ def run(arguments: list[str], calls: collections.Counter) -> dict:
     sys.stdout.write(stdout)
     sys.stderr.write(said.getvalue())
     seconds = round(time.perf_counter() - begin, 1)
-    return {"status": status, "stdout": stdout, "stderr": said.getvalue(), "calls": dict(calls), "seconds": seconds}
+    counted = {"calls": dict(calls), "sent": dict(sent)}
+    return {"status": status, "stdout": stdout, "stderr": said.getvalue(), "seconds": seconds} | counted
 
 
 def count_calls() -> collections.Counter:
@@ -54,10 +58,49 @@ def count_calls() -> collections.Counter:
     return calls
 
 
+def count_bytes() -> collections.Counter:
+    """Bytes of the tensors that this rank puts into collectives in the steps of a source stage, by kind.
+
+    Those with which ZeRO-3 gathers the backbone are of another kind; the integers are its own: it compares, once,
+    what the ranks are going to gather.
+    """
+    sent = collections.Counter()
+    inside = []  # a step; a collective in it, which may be made of others
+
+    def counted(kind: str, collective: Callable, which: int) -> Callable:
+        def call(*arguments, **options):
+            if inside == ["step"] and arguments[which].is_floating_point():
+                sent[kind] += arguments[which].nbytes
+            inside.append(kind)
+            try:
+                return collective(*arguments, **options)
+            finally:
+                inside.pop()
+
+        return call
+
+    def in_a_step(part: Callable) -> Callable:
+        def call(*arguments, **options):
+            inside.append("step")
+            try:
+                return part(*arguments, **options)
+            finally:
+                inside.pop()
+
+        return call
+
+    for module in (torch.distributed, deepspeed.comm):
+        for kind, which in (("all_reduce", 0), ("all_gather", 1), ("broadcast", 0)):
+            setattr(module, kind, counted(kind, getattr(module, kind), which))
+    losses.GradientPass.__call__ = in_a_step(losses.GradientPass.__call__)
+    source.svgd_step = in_a_step(source.svgd_step)
+    return sent
+
+
 if __name__ == "__main__":
     *_, plan, outcome = sys.argv  # the launcher puts --local_rank first
     torch.set_num_threads(1)
-    calls = count_calls()
-    seen = [run(command, calls) for command in json.loads(Path(plan).read_text())]
+    calls, sent = count_calls(), count_bytes()
+    seen = [run(command, calls, sent) for command in json.loads(Path(plan).read_text())]
     if os.environ.get("RANK", "0") == "0":
         Path(outcome).write_text(json.dumps(seen))
