@@ -133,6 +133,12 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
+    if options.launch:
+        from bmtpt_ds.commands.check_launch import check_launch
+
+        if summary := check_launch(recipe, options.deepspeed_config):
+            show(summary)
+        return
     from bmtpt_ds.commands.check import check_recipe
 
     show(check_recipe(recipe, options.config, options.deepspeed_config))
@@ -275,9 +281,16 @@ def _add_check(parser: Parser) -> None:
         _check,
         "look a recipe and a DeepSpeed JSON over without running anything, on any machine",
         "bmtpt check --config first_run --set data.root=FOLDER --deepspeed_config zero3",
+        "deepspeed --hostfile hosts --module -- bmtpt_ds check --config paper --launch",
     )
     command.description += " Local rows are read, all of them; nothing is downloaded. The last line is ok."
-    add_deepspeed(add_recipe(command))
+    group = add_recipe(command)
+    add_deepspeed(group)
+    group.add_argument(
+        "--launch",
+        action="store_true",
+        help="meet the other ranks of a launched job, and compare versions, devices, model and rows of its nodes",
+    )
 
 
 def _add_tasks(parser: Parser) -> None:

@@ -19,8 +19,8 @@ CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
 # all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
 _OWN = (RESULTS, METRICS, PARTICLES, PROMPT, "checkpoints", "tensorboard", "csv_monitor", "wandb", CONFIG, ".lock")
-# sections that may differ when a run goes on: they change how it runs, not what it computes
-_FREE_SECTIONS = ("run", "evaluate")
+# what may differ when a run goes on: it changes how it runs, not what it computes
+_FREE = ("run", "evaluate", "source.particle_ranks", "source.svgd.backend")
 
 
 class RunDirectory:
@@ -79,11 +79,9 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path}: holds a run; add --resume or --overwrite, or give another folder")
 
     def _check_same_recipe(self) -> None:
-        was = _read_config(self.path / CONFIG)
-        now = parse_yaml(self._config_text(), "recipe")
+        was = _without_free(_read_config(self.path / CONFIG))
+        now = _without_free(parse_yaml(self._config_text(), "recipe"))
         for section, values in now.items():
-            if section in _FREE_SECTIONS:
-                continue
             before = was.get(section)
             if _same(before, values):
                 continue
@@ -143,6 +141,12 @@ def take_lock(folder: Path, what: str) -> IO | None:
     except OSError:
         return None
     return lock
+
+
+def _without_free(values: dict, above: str = "") -> dict:
+    """A run's recipe but for what may differ when it goes on."""
+    kept = {key: value for key, value in values.items() if f"{above}{key}" not in _FREE}
+    return {k: _without_free(v, f"{above}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _same(before: object, now: object) -> bool:

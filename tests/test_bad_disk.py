@@ -70,7 +70,7 @@ def temporaries(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("kib", "what"),
-    [(8, "metrics.jsonl"), (12, "step-00000002"), (24, "step-00000004"), (36, "step-00000006")],
+    [(8, "metrics.jsonl"), (12, "step-00000002"), (24, "step-00000004"), (40, "step-00000006")],
 )
 def test_a_run_on_a_full_disk_goes_on_when_there_is_room(kib: int, what: str, disk: Disk, bench: Bench, capsys) -> None:
     bench.run_dir = disk.mount(kib) / "run"

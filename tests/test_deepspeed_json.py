@@ -11,7 +11,7 @@ from bmtpt_ds.config import deepspeed_json
 from bmtpt_ds.errors import UserError
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "ds_configs").glob("*.json"))
-RUN = {"hidden_size": 512, "micro_batch": 6, "world": 2}
+RUN = {"hidden_size": 512, "micro_batch": 6, "world": 2, "local_world": 2}
 
 
 def refusal(function, *args, **kwargs) -> str:
@@ -52,8 +52,8 @@ def test_shipped_json_is_accepted_by_deepspeed(name, dtype, monkeypatch):
         assert seen.zero_config.max_live_parameters == ds["zero_optimization"]["stage3_max_live_parameters"]
 
 
-def test_three_situations_ship_and_the_readme_explains_each():
-    assert {"resident", "zero3", "zero3_cpu"} <= set(SHIPPED)
+def test_the_situations_ship_and_the_readme_explains_each():
+    assert set(SHIPPED) == {"resident", "zero3", "zero3_cpu", "zero3_hpz", "zero3_offload"}
     readme = (Path(__file__).parents[1] / "ds_configs/README.md").read_text(encoding="utf-8")
     assert all(f"`{name}.json`" in readme for name in SHIPPED)
 
@@ -190,6 +190,7 @@ def test_every_auto_is_resolved_and_no_other():
             "reduce_bucket_size": 262144,
             "stage3_prefetch_bucket_size": 235929,
             "stage3_param_persistence_threshold": 5120,
+            "zero_hpz_partition_size": 1,
         },
     }
     unresolvable = {"zero_optimization": {"stage": 3, "overlap_comm": "auto"}}
@@ -210,11 +211,18 @@ def test_batch_keys_must_be_ours(given):
 def test_hpz_group_divides_the_world():
     ds = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 4}}
     for world, fits in ((2, True), (8, True), (6, False)):
-        run = {"hidden_size": 8, "dtype": "float32", "micro_batch": 1, "world": world}
+        run = {"hidden_size": 8, "dtype": "float32", "micro_batch": 1, "world": world, "local_world": world}
         if fits:
             deepspeed_json.resolve(ds, **run)
         else:
             assert "zero_hpz_partition_size is 4" in refusal(deepspeed_json.resolve, ds, **run)
+
+
+@pytest.mark.parametrize(("world", "local_world", "group"), [(8, 4, 4), (8, 1, 1), (4, 4, 1), (1, 1, 1)])
+def test_hpz_auto_is_a_node_where_there_are_several(world: int, local_world: int, group: int):
+    ds = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "auto"}}
+    run = {"hidden_size": 8, "dtype": "float32", "micro_batch": 1, "world": world, "local_world": local_world}
+    assert deepspeed_json.resolve(ds, **run)["zero_optimization"]["zero_hpz_partition_size"] == group
 
 
 def test_stage_of_a_json_that_says_nothing_is_0():

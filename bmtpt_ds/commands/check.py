@@ -184,10 +184,16 @@ def _deepspeed(recipe: Recipe, ds: dict[str, Any], name: str, architecture: Arch
     yield _Line("deepspeed", f"{name}: stage {stage}, {layout}")
     laid_out = {key: value for key, value in ds.items() if key not in deepspeed_json.BATCH_KEYS}  # those follow N
     width = architecture.hidden_size if architecture else 0
-    resolved = deepspeed_json.resolve(laid_out, hidden_size=width, dtype=recipe.model.dtype, micro_batch=1, world=1)
+    resolved = deepspeed_json.resolve(
+        laid_out, hidden_size=width, dtype=recipe.model.dtype, micro_batch=1, world=1, local_world=1
+    )
     for path in _autos(laid_out):
-        known = architecture or not path.startswith("zero_optimization.")
-        yield _Line("", f'{path} "auto": {json.dumps(_at(resolved, path)) if known else "by the width of the model"}')
+        value = json.dumps(_at(resolved, path))
+        if path.endswith("zero_hpz_partition_size"):
+            value = "the ranks of a node"
+        elif architecture is None and path.startswith("zero_optimization."):
+            value = "by the width of the model"
+        yield _Line("", f'{path} "auto": {value}')
 
 
 def _autos(section: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -106,9 +106,11 @@ class _Run(NamedTuple):
     dtype: str
     micro_batch: int
     world: int
+    local_world: int
 
 
-# The formulas of Hugging Face's Trainer, which the word "auto" comes from.
+# The formulas of Hugging Face's Trainer, which the word "auto" comes from; that of hpZ is ours: a copy in each of
+# several nodes.
 _AUTOS: dict[str, Callable[[_Run], Any]] = {
     "train_micro_batch_size_per_gpu": lambda run: run.micro_batch,
     "gradient_accumulation_steps": lambda run: 1,
@@ -118,6 +120,7 @@ _AUTOS: dict[str, Callable[[_Run], Any]] = {
     "zero_optimization.reduce_bucket_size": lambda run: run.hidden_size**2,
     "zero_optimization.stage3_prefetch_bucket_size": lambda run: int(0.9 * run.hidden_size**2),
     "zero_optimization.stage3_param_persistence_threshold": lambda run: 10 * run.hidden_size,
+    "zero_optimization.zero_hpz_partition_size": lambda run: run.local_world if run.local_world < run.world else 1,
 }
 
 
@@ -170,14 +173,17 @@ def check(ds: dict[str, Any], *, dtype: str, source: str) -> None:
         raise _error(source, f"{key}: it needs partition_activations true and number_checkpoints")
 
 
-def resolve(ds: dict[str, Any], *, hidden_size: int, dtype: str, micro_batch: int, world: int) -> dict[str, Any]:
+def resolve(
+    ds: dict[str, Any], *, hidden_size: int, dtype: str, micro_batch: int, world: int, local_world: int
+) -> dict[str, Any]:
     """A copy of a checked `ds` that DeepSpeed takes as it is: no "auto", no comments, batch keys and bf16 filled in.
 
     `hidden_size` H is the model's width in elements, `micro_batch` the rows of one forward on one rank, `world` the
-    number of ranks. Numbers such as 3e8 become ints. Raises UserError for an "auto" that nothing resolves, a batch
-    key that differs from the recipe's, and a zero_hpz_partition_size that does not divide the world.
+    number of ranks, `local_world` of those on a node. Numbers such as 3e8 become ints. Raises UserError for an "auto"
+    that nothing resolves, a batch key that differs from the recipe's, and a zero_hpz_partition_size that does not
+    divide the world.
     """
-    run = _Run(hidden_size, dtype, micro_batch, world)
+    run = _Run(hidden_size, dtype, micro_batch, world, local_world)
     resolved = _resolved({key: value for key, value in ds.items() if key != "fp16"}, "", run)
     for key in BATCH_KEYS:
         ours = _AUTOS[key](run)

@@ -25,6 +25,8 @@ from bmtpt_ds.quiet import hush, is_verbose, say_if_longer
 
 Value = TypeVar("Value")
 
+# how torchrun, DeepSpeed's launcher and OpenMPI say how many ranks are on this node
+_LOCAL_WORLD = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _COMPILING = 150.0  # seconds; DeepSpeed's CPU operator takes 30 to 80
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 _RETURNED_BYTES = 1 << 20  # the projections of T5-base are 2 MB each: with 4 MB here a rank held 1.8 GB, not 1.2
@@ -45,7 +47,7 @@ class Ranks:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         set_log_level_from_string("info" if is_verbose() else "warning" if self.first else "error")
         self.local_rank = int(os.environ["LOCAL_RANK"])
-        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or self.world)
+        self.local_world = next((int(os.environ[name]) for name in _LOCAL_WORLD if name in os.environ), self.world)
         accelerator = get_accelerator()
         self.device = torch.device(accelerator.device_name(self.local_rank))
         accelerator.set_device(self.local_rank)

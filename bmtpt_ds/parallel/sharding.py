@@ -84,7 +84,14 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     reader = ranks.first_does(lambda: CheckpointReader(folder))
     own_head = ranks.from_first(ranks.first_does(lambda: reader.has_own_head()))
     share = -(-cells_per_step // ranks.world)
-    ds = deepspeed_json.resolve(ds, hidden_size=config.d_model, dtype=model.dtype, micro_batch=share, world=ranks.world)
+    ds = deepspeed_json.resolve(
+        ds,
+        hidden_size=config.d_model,
+        dtype=model.dtype,
+        micro_batch=share,
+        world=ranks.world,
+        local_world=ranks.local_world,
+    )
     stage, dtype = deepspeed_json.stage(ds), getattr(torch, model.dtype)
 
     # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of that
