@@ -1,6 +1,7 @@
 """What every command begins with: the job's ranks, the rows, the backbone, the tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -73,6 +74,17 @@ def start(recipe: Recipe, json_name: str | None) -> tuple[dict, Ranks]:
     """The checked DeepSpeed JSON and this process's place in the job."""
     ds = read_deepspeed(recipe, json_name)
     return ds, Ranks(recipe.run.timeout)
+
+
+@contextmanager
+def at_work(ranks: Ranks, then: str = "") -> Iterator[StopSignal]:
+    """Inside, signals ask for a stop between two steps, and an error says on which rank and node it happened.
+
+    Args:
+        then: what a user can do after an error, in its last line.
+    """
+    with StopSignal() as stop, ranks.at_work(then):
+        yield stop
 
 
 def load_rows(ranks: Ranks, recipe: Recipe, tasks: Sequence[Task]) -> list[Splits]:

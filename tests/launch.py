@@ -52,10 +52,10 @@ def deepspeed(ranks: int, *what: object) -> list[str]:
     """A script, or `--module` and a module's name, under the launcher, with its arguments."""
     launcher = shutil.which("deepspeed", path=environment()["PATH"])
     assert launcher, "deepspeed's launcher is not installed"
-    return [launcher, "--num_gpus", str(ranks), "--master_port", str(_free_port()), *map(str, what)]
+    return [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), *map(str, what)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import socket
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from bmtpt_ds.data.rows import task_folders
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.hub import cached_model
 from bmtpt_ds.model_folder import checkpoint_file, local_folder, shards, tokenizer_files
-from bmtpt_ds.parallel import Ranks
+from bmtpt_ds.parallel import Ranks, node_name
 from bmtpt_ds.session import start, versions
 from bmtpt_ds.stage_inputs import every_task, from_hub
 from bmtpt_ds.tasks import Task
@@ -45,7 +44,7 @@ def check_launch(recipe: Recipe, json_name: str | None) -> str:
     """
     tasks = every_task(recipe)
     _, ranks = start(recipe, json_name)
-    everyone = ranks.gather((_node(), _device(ranks), _facts(recipe, tasks, ranks)))
+    everyone = ranks.gather((node_name(), _device(ranks), _facts(recipe, tasks, ranks)))
     nodes: dict[str, list[tuple[str, Facts]]] = {}
     for node, device, facts in everyone:
         nodes.setdefault(node, []).append((device, facts))
@@ -54,12 +53,6 @@ def check_launch(recipe: Recipe, json_name: str | None) -> str:
 
 
 # --- what a rank has -------------------------------------------------------------------------------------------------
-
-
-def _node() -> str:
-    """The node's name and addresses: containers on one machine may share the name."""
-    found = [a.address for of in psutil.net_if_addrs().values() for a in of if a.family == socket.AF_INET]
-    return f"{socket.gethostname()} ({', '.join(a for a in found if not a.startswith('127.')) or '127.0.0.1'})"
 
 
 def _device(ranks: Ranks) -> str:

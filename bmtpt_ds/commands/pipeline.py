@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bmtpt_ds.checkpoint import Stored, write_atomically
+from bmtpt_ds.checkpoint import GO_ON, Stored, write_atomically
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.errors import UserError
@@ -19,10 +19,9 @@ from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, write_results
 from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory, check_files
 from bmtpt_ds.runlog import RunLog, check_monitors
-from bmtpt_ds.session import Session, load_rows, open_session, start
+from bmtpt_ds.session import Session, at_work, load_rows, open_session, start
 from bmtpt_ds.source import Posterior, learn_posterior, svgd_backend
 from bmtpt_ds.stage_inputs import check_source_rows, source_tasks, target_splits, tasks_of_adaptation
-from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.target import Adaptation, Prior, adapt, batch_size_of
 from bmtpt_ds.tasks import get_task
 
@@ -41,7 +40,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
     if _nothing_to_do(ranks, directory, ds, json_name):
         return
     particle_ranks(source.particle_ranks, source.particles, ranks.world)  # refuses an impossible grid
-    with StopSignal() as stop:
+    with at_work(ranks, GO_ON) as stop:
         splits = load_rows(ranks, recipe, tasks)
         sources = [TaskSplits(*pair) for pair in zip(tasks, splits, strict=True)]
         for task, rows in sources:
@@ -83,7 +82,7 @@ def run_adapt(
     directory = RunDirectory(run_dir, recipe, about, resume=resume, overwrite=overwrite)
     if _nothing_to_do(ranks, directory, ds, json_name):
         return
-    with StopSignal() as stop:
+    with at_work(ranks, GO_ON) as stop:
         read = zip(tasks, load_rows(ranks, recipe, tasks), strict=True)
         targets = [TaskSplits(task, target_splits(recipe, task, splits)) for task, splits in read]
         stored = None if particles == "none" else ranks.from_first(ranks.first_does(lambda: read_particles(particles)))
@@ -149,7 +148,7 @@ def run_evaluate(
     stored = ranks.from_first(ranks.first_does(lambda: read_run(prompt_dir, trained)))
     prompts = {task.name: prompt_for(stored, task.name) for task in tasks}
     scored: dict[str, Scored] = {}
-    with StopSignal() as stop:
+    with at_work(ranks) as stop:
         splits = load_rows(ranks, recipe, tasks)
         session = open_session(recipe, ranks, ds, recipe.evaluate.batch_size * ranks.world, stop)
         for task in tasks:

@@ -17,8 +17,7 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.progress import Pass
 from bmtpt_ds.prompt_files import check_belongs, check_one_model, prompt_for, read_run
 from bmtpt_ds.run_directory import read_run_recipe
-from bmtpt_ds.session import Session, open_session, start
-from bmtpt_ds.stopping import StopSignal
+from bmtpt_ds.session import Session, at_work, open_session, start
 from bmtpt_ds.tasks import Task, get_task
 from bmtpt_ds.tasks.targets import NO_LABEL, LabelTarget
 
@@ -73,7 +72,7 @@ def run_predict(
     stored = ranks.from_first(ranks.first_does(lambda: _read_prompts(runs)))
     prompts = [prompt_for(stored[runs.index(run)], task.name) for task, run in asked]
     lines = ranks.from_first(ranks.first_does(lambda: _read_sources(asked)))
-    with StopSignal() as stop:
+    with at_work(ranks) as stop:
         session = open_session(first, ranks, ds, first.evaluate.batch_size * ranks.world, stop)
         prompted = _prompted(session, runs, stored, asked, prompts)
         window = _ROUNDS * first.evaluate.batch_size * ranks.world

@@ -5,7 +5,8 @@ the backbone resident, stage 3 shards it.
 """
 
 from bmtpt_ds.parallel.grid import Grid, particle_ranks
+from bmtpt_ds.parallel.pulse import node_name
 from bmtpt_ds.parallel.ranks import Ranks
 from bmtpt_ds.parallel.sharding import Sharded, load_backbone
 
-__all__ = ["Grid", "Ranks", "Sharded", "load_backbone", "particle_ranks"]
+__all__ = ["Grid", "Ranks", "Sharded", "load_backbone", "node_name", "particle_ranks"]

@@ -21,7 +21,9 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from bmtpt_ds.errors import UNWRITABLE, UserError
 from bmtpt_ds.model.weights import fingerprint
+from bmtpt_ds.parallel.pulse import Pulse, node_name
 from bmtpt_ds.quiet import hush, is_verbose, say_if_longer
+from bmtpt_ds.stopping import Stopped
 
 Value = TypeVar("Value")
 
@@ -53,6 +55,7 @@ class Ranks:
         accelerator.set_device(self.local_rank)
         if self.device.type == "cpu":
             _share_the_machine(self.local_world)
+        self._pulse = Pulse(self.rank, self.world) if self.world > 1 else None
 
     @property
     def first(self) -> bool:
@@ -151,6 +154,20 @@ class Ranks:
         else:
             free = psutil.virtual_memory().available // self.local_world
         return min(self.gather(int(free)))
+
+    @contextmanager
+    def at_work(self, then: str = "") -> Iterator[None]:
+        """Around what the ranks do together: an error that is no user's mistake gets a last line that says on which
+        rank and node it happened and who failed before; `then` is what to do."""
+        try:
+            yield
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            where = f"bmtpt: rank {self.rank} of {self.world} on {node_name()} failed"
+            why = self._pulse.why(error) if self._pulse else ""
+            error.add_note("; ".join(filter(None, [f"{where}{why and f' {why}'}", then])))
+            raise
 
     def leave(self) -> None:
         """Ends this process's part in the job."""
