@@ -204,6 +204,7 @@ def update(
     (prior_gradient,) = torch.autograd.grad(prior_loss, composed) if prior_loss.requires_grad else (0 * gradient,)
     adaptation.norms.copy_(torch.stack([gradient.norm(), prior_gradient.norm()]))
 
+    # a task without a row in the batch has a gradient of 0: Adam's momentum alone moves its a and b
     composed = adaptation.prompt.compose()
     adaptation.optimizer.zero_grad()
     (composed * (gradient + prior_gradient)).sum().backward()

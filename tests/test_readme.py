@@ -27,10 +27,10 @@ def commands() -> list[str]:
 
 
 def our_arguments(command: str) -> list[str] | None:
-    """What `bmtpt` gets of a command line; None of another program's."""
+    """What `bmtpt` gets of a command line, a launcher's too; None of another program's."""
     last = command.rpartition("|")[2] if command.startswith("echo") else command
     words = shlex.split(last, comments=True)
-    for name in ("bmtpt", "bmtpt_ds"):
+    for name in ("bmtpt", "bmtpt_ds", "launchers/slurm.sbatch", "--"):
         if name in words:
             return [word for word in words[words.index(name) + 1 :] if word not in ("<", "...")]
     return None

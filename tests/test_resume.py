@@ -124,12 +124,12 @@ def test_killed_and_resumed_ends_as_if_never_killed(stages, tmp_path: Path, name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["source", "adapt"])
-def test_killed_ten_times_at_random(stages, tmp_path: Path, name: str) -> None:
+def test_killed_fifteen_times_at_random(stages, tmp_path: Path, name: str) -> None:
     stage, kills, attempt = stages[name], 0, 0
-    while kills < 10:
+    while kills < 15:
         run_dir = tmp_path / f"run{attempt}"
         command = launch.plain(*stage.command(run_dir, "--resume"))
-        while kills < 10 and _kill_after(command, run_dir, tmp_path / "log", random.uniform(0, 0.6)):
+        while kills < 15 and _kill_after(command, run_dir, tmp_path / "log", random.uniform(0, 0.6)):
             kills += 1
         launch.run(command, tmp_path / "log")
         _assert_ends_like(stage, run_dir)
