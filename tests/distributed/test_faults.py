@@ -62,7 +62,9 @@ def test_a_rank_that_raises_is_named(unbroken, tmp_path: Path) -> None:
     assert "ArithmeticError: the sums do not add up" in job.text
     node = os.uname().nodename
     assert f"bmtpt: rank 1 of 2 on {node} (" in job.text
-    assert f"rank 1 on {node} (" in last and "which said 'ArithmeticError" in last or f"rank 1 of 2 on {node} (" in last
+    assert (
+        f"rank 1 on {node} (" in last and "which said 'ArithmeticError" in last
+    ) or f"rank 1 of 2 on {node} (" in last
     assert "then go on with --resume" in last
     goes_on(recipe, tmp_path / "run", right)
 
