@@ -1,4 +1,4 @@
-"""Nodes on one machine: network namespaces on a switch, each with an address, a cable (eth0) and an sshd of its own.
+"""Nodes on one machine: namespaces on a switch, each with a host name, an address, a cable (eth0) and an sshd of its own.
 
 They share the file system and the process table, as nodes share a disk; what crosses between them crosses a network.
 Everything has this process's number in its name, and only that is removed in the end.
@@ -37,15 +37,29 @@ def missing() -> str | None:
 class Node:
     """One of them."""
 
-    name: str  # of its namespace
+    name: str  # of its network namespace, and its host name
     address: str
     folder: Path  # of its sshd's files
     home: Path  # HOME of what is started on it over ssh
     sshd: subprocess.Popen | None = None
 
+    def __str__(self) -> str:
+        """As a run names it."""
+        return f"{self.name} ({self.address})"
+
     def inside(self, *command: object) -> list[str]:
         """A command as it is run on the node."""
-        return ["ip", "netns", "exec", self.name, *map(str, command)]
+        return ["ip", "netns", "exec", self.name, "nsenter", f"--uts={self.host_name}", *map(str, command)]
+
+    @property
+    def host_name(self) -> Path:
+        """Where the namespace of its host name is held."""
+        return self.folder / "uts"
+
+    def christen(self) -> None:
+        """Gives it its host name."""
+        self.host_name.touch()
+        _run("unshare", f"--uts={self.host_name}", "hostname", self.name)
 
     def start_sshd(self, key: Path) -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "host_key"], check=True)
@@ -104,7 +118,10 @@ class Nodes:
 
     def variables(self) -> dict[str, str]:
         """For the command that starts a job."""
-        return {"PDSH_SSH_ARGS_APPEND": f"-F {self.folder}/ssh_config", "GLOO_SOCKET_IFNAME": "eth0"}
+        ssh = f"-F {self.folder}/ssh_config"
+        openmpi = {"PRTE_MCA_plm_ssh_agent": f"ssh {ssh}", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+        openmpi["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+        return {"PDSH_SSH_ARGS_APPEND": ssh, "GLOO_SOCKET_IFNAME": "eth0", **openmpi}
 
 
 def _run(*command: object) -> None:
@@ -137,13 +154,14 @@ def network(folder: Path, count: int, *, homes: Sequence[Path] = ()) -> Iterator
             node = Node(name, address, folder / name, homes[i] if homes else Path.home())
             _run("ip", "netns", "add", name)
             made.append(name)
+            node.christen()
+            nodes.nodes.append(node)
             _run("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", f"p{i}", "netns", switch)
             _run("ip", "netns", "exec", switch, "ip", "link", "set", f"p{i}", "master", "br0", "up")
             _run(*node.inside("ip", "addr", "add", f"{address}/24", "dev", "eth0"))
             _run(*node.inside("ip", "link", "set", "eth0", "up"))
             _run(*node.inside("ip", "link", "set", "lo", "up"))
             node.start_sshd(folder / "key")
-            nodes.nodes.append(node)
         _await_ssh(nodes)
         yield nodes
     finally:
@@ -153,6 +171,7 @@ def network(folder: Path, count: int, *, homes: Sequence[Path] = ()) -> Iterator
                     process.kill()
             if node.sshd:
                 node.sshd.wait(10)
+            subprocess.run(["umount", node.host_name], capture_output=True)
         for name in made:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         if not had_privileges:
