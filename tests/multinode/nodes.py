@@ -1,4 +1,4 @@
-"""Nodes on one machine: namespaces on a switch, each with a host name, an address, a cable (eth0) and an sshd of its own.
+"""Nodes on one machine: namespaces on a switch, each with a host name, an address, a cable (eth0) and its own sshd.
 
 They share the file system and the process table, as nodes share a disk; what crosses between them crosses a network.
 Everything has this process's number in its name, and only that is removed in the end.

@@ -117,6 +117,14 @@ def test_two_nodes_learn_what_one_machine_does(cluster: Cluster, alone: Path) ->
     assert log[-1]["step"] == STEPS
 
 
+def test_three_nodes_learn_what_one_machine_does(cluster: Cluster) -> None:
+    grid = ("--set", "source.steps=5", "--set", "source.particle_ranks=3")
+    command = launch.deepspeed(3, "--module", "bmtpt_ds", *cluster.source("alone", *grid))
+    launch.run(command, cluster.folder / "log")
+    cluster.run("three", *cluster.source("three", *grid))
+    assert torch.equal(cluster.particles("three"), cluster.particles("alone"))
+
+
 @pytest.mark.parametrize("script", ["multinode.sh", "mpirun.sh"])
 def test_openmpi_over_two_nodes(cluster: Cluster, alone: Path, script: str) -> None:
     if not shutil.which("mpirun", path=launch.environment()["PATH"]):
