@@ -93,15 +93,18 @@ def test_killed_twenty_times_at_random(unbroken, tmp_path: Path) -> None:
     recipe, right = unbroken
     kills, attempt = 0, 0
     while kills < 20:
-        run_dir, killed = tmp_path / f"run{attempt}", True
+        run_dir = tmp_path / f"run{attempt}"
         command = launch.deepspeed(2, "--module", "bmtpt_ds", *source(recipe, run_dir), "--set", "run.save_every=1")
-        while kills < 20 and killed:
-            before = checkpoints(run_dir)
+
+        def saved(run_dir: Path = run_dir) -> list[Path]:
+            return [*checkpoints(run_dir), *run_dir.glob("particles.safetensors")]
+
+        while kills < 20 and not (run_dir / "particles.safetensors").exists():
+            before = saved()
             with launch.started(command, tmp_path / "log") as job:
-                job.until(lambda run_dir=run_dir, before=before: checkpoints(run_dir) != before, "a checkpoint")
+                job.until(lambda before=before, saved=saved: saved() != before, "a checkpoint")
                 time.sleep(random.uniform(0, 0.6))
-                killed = job.process.poll() is None
-            kills += killed
+                kills += job.process.poll() is None
             for checkpoint in checkpoints(run_dir):
                 load_file(checkpoint)
         said = launch.run(command, tmp_path / "log of the end")
