@@ -5,12 +5,13 @@ whose answers nobody reads. Rows of several tasks, each with its own prompt, go 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from bmtpt_ds.data.tokens import IGNORE, RowEncoder, pad
+from bmtpt_ds.data.tokens import IGNORE, RowEncoder, TokenRow, collate, pad
+from bmtpt_ds.data.tokens import Batch as TokenBatch
 from bmtpt_ds.progress import Pass
 from bmtpt_ds.session import Session
 from bmtpt_ds.tasks import Task
@@ -77,7 +78,8 @@ def _by_greedy_text(session: Session) -> Callable[[Batch], list[str]]:
 
     def generate(batch: Batch) -> list[str]:
         longest = [question.of.longest_answer for question in batch]
-        ids = model.backbone.generate_ids(*_inputs(session, batch), max(longest), synced=model.synced)
+        prompts, rows = _inputs(session, batch)
+        ids = model.backbone.generate_ids(prompts, rows, max(longest), synced=model.synced)
         # what greedy decoding adds after a row's own limit does not change what stands before; the start token is first
         own = [row[: 1 + most] for row, most in zip(ids.tolist(), longest, strict=True)]
         return tokenizer.batch_decode(own, skip_special_tokens=True)
@@ -93,12 +95,12 @@ def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Call
 
     @torch.no_grad()
     def likeliest(batch: Batch) -> list[str]:
-        inputs = _inputs(session, batch)
+        prompts, rows = _inputs(session, batch)
         losses = []
         for k in range(passes):
             # a task with fewer labels goes along with its last one, which is then left out
-            labels = pad([ids[q.of][min(k, len(ids[q.of]) - 1)] for q in batch], IGNORE).to(inputs[0].device)
-            total = backbone.row_losses(*inputs, labels) * (labels != IGNORE).sum(dim=1)
+            labels = pad([ids[q.of][min(k, len(ids[q.of]) - 1)] for q in batch], IGNORE).to(prompts.device)
+            total = backbone.row_losses(prompts, [replace(rows, labels=labels)]) * (labels != IGNORE).sum(dim=1)
             over = torch.tensor([k >= len(ids[q.of]) for q in batch], device=total.device)
             losses.append(total.masked_fill(over, torch.inf))
         best = torch.stack(losses).argmin(dim=0).tolist()
@@ -107,12 +109,11 @@ def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Call
     return likeliest
 
 
-def _inputs(session: Session, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Prompts [N, L, H], source ids [N, S] and their mask [N, S]."""
-    device = session.ranks.device
-    source = pad([question.source for question in batch], session.encoder.pad_id)
-    mask = pad([[1] * len(question.source) for question in batch], 0)
-    return torch.stack([question.of.prompt for question in batch]), source.to(device), mask.to(device)
+def _inputs(session: Session, batch: Batch) -> tuple[torch.Tensor, TokenBatch]:
+    """Prompts [N, L, H], and the rows that they read."""
+    rows = [TokenRow(question.source, []) for question in batch]
+    (padded,) = collate([rows], session.encoder.pad_id, session.ranks.device)
+    return torch.stack([question.of.prompt for question in batch]), padded
 
 
 def _over_ranks(

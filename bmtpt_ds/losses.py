@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from bmtpt_ds.data.order import stream
-from bmtpt_ds.data.plan import Cell, MicroBatch, Plan, imbalance, plan_micro_batches
+from bmtpt_ds.data.plan import Cell, MicroBatch, Plan, buckets, imbalance, plan_micro_batches
 from bmtpt_ds.data.tokens import TokenRow, collate, upload
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.parallel import Grid, Sharded
@@ -190,15 +190,16 @@ class GradientPass:
         self.max_tokens = half
 
     def _add_micro_batch(
-        self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], cells: MicroBatch
+        self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], batch: MicroBatch
     ) -> None:
         with self._phases("forward"):
             theta = prompts.detach().requires_grad_()
             # stacked views rather than theta[indices]: their gradients add up in a fixed order on every device
-            parts = theta.unbind(0)
-            batch = collate([rows[cell.row] for cell in cells], self._pad_id, prompts.device)
+            parts, cut = theta.unbind(0), buckets(batch)
+            cells = [cell for bucket in cut for cell in bucket]
             losses = self._model.backbone.row_losses(
-                torch.stack([parts[cell.prompt] for cell in cells]), batch.source_ids, batch.source_mask, batch.labels
+                torch.stack([parts[cell.prompt] for cell in cells]),
+                collate([[rows[cell.row] for cell in bucket] for bucket in cut], self._pad_id, prompts.device),
             )
             weights = torch.zeros(len(prompts), len(cells))
             for i, cell in enumerate(cells):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bmtpt_ds.data.tokens import TokenRow, collate
+from bmtpt_ds.data.tokens import Batch, TokenRow, collate
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.losses import Flags, GradientPass, LateFlags
 from bmtpt_ds.model.backbone import checkpoint_activations
@@ -29,8 +29,7 @@ def by_definition(loaded, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     for particle in theta:
         of_rows = []
         for row in ROWS:
-            batch = collate([row], 0, torch.device("cpu"))
-            of_rows.append(loaded.backbone.row_losses(particle[None], *vars(batch).values())[0])
+            of_rows.append(loaded.backbone.row_losses(particle[None], collate([[row]], 0, CPU))[0])
         losses.append(torch.stack(of_rows).mean())
     losses = torch.stack(losses)
     losses.sum().backward()
@@ -57,11 +56,11 @@ class ShortMemory:
     def __getattr__(self, name: str):
         return getattr(self._backbone, name)
 
-    def row_losses(self, prompts: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
+    def row_losses(self, prompts: torch.Tensor, buckets: list[Batch]) -> torch.Tensor:
         if len(prompts) > self._rows:
             self.refused += 1
             raise torch.OutOfMemoryError
-        return self._backbone.row_losses(prompts, *batch)
+        return self._backbone.row_losses(prompts, buckets)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) -> None:

@@ -65,8 +65,7 @@ def objective(backbone, parameters: list[torch.Tensor], prior: Prior, task_of: l
     theta = ComposedPrompt(*parameters).compose()
     losses = []
     for row, k in zip(ROWS, task_of, strict=True):
-        batch = collate([row], 0, torch.device("cpu"))
-        loss = backbone.row_losses(theta[k : k + 1], *vars(batch).values())[0]
+        loss = backbone.row_losses(theta[k : k + 1], collate([[row]], 0, torch.device("cpu")))[0]
         losses.append(loss + prior.negative_log(theta[k : k + 1])[0])
     return torch.stack(losses).mean()
 

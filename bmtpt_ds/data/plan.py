@@ -3,14 +3,19 @@
 Under ZeRO-3 a rank that makes one pass more than the others waits for ever, so all ranks compute the same plan from the
 same cells, without communication. How the cells are split changes only the rounding of the step's gradient.
 
-Cells are sorted by length and cut into runs of neighbours, which pad each other little. A run of n cells costs n times
-its longest, so the runs of long cells have few and those of short ones many: the cut makes the costliest run as cheap
-as can be.
+A pass takes rows of any lengths side by side (`model/packed.py`), so a micro-batch costs what its cells have in tokens,
+and cells are dealt one by one, the longest first, each to the micro-batch that has least. Within one, cells of equal
+length form a bucket; where two buckets would be a few tokens apart, padding the shorter rows costs less than a bucket
+of their own.
 """
 
+import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+
+# tokens that a bucket of its own must spare: its attention is a call of its own in each layer
+_BUCKET_COST = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ Plan = list[list[MicroBatch]]  # of each rank
 
 
 def plan_micro_batches(cells: Sequence[Cell], ranks: int, max_tokens: int) -> Plan:
-    """Cuts a step's cells into micro-batches and deals these to the ranks.
+    """Deals a step's cells to micro-batches and these to the ranks.
 
     Args:
         cells: all cells of the step, at least one.
@@ -47,19 +52,47 @@ def plan_micro_batches(cells: Sequence[Cell], ranks: int, max_tokens: int) -> Pl
     """
     if not cells:
         raise ValueError("a step without cells")
-    longest_first = sorted(cells, key=lambda c: (-c.source_tokens, -c.target_tokens, c.row, c.prompt))
-    widths = _widths(longest_first)
+    longest_first = sorted(cells, key=lambda c: (-c.tokens, -c.source_tokens, c.row, c.prompt))
     passes = max(1, min(sum(c.tokens for c in cells) // (ranks * max_tokens), -(-len(cells) // ranks)))
     while True:
-        batches = [longest_first[i:j] for i, j in pairwise(_even_cut(widths, passes * ranks))]
+        batches = _deal_cells(longest_first, passes * ranks)
         if all(len(batch) == 1 or padded_tokens(batch) <= max_tokens for batch in batches):
             return _deal(batches, ranks, passes, filler=replace(longest_first[-1], weight=0.0))
         passes += 1
 
 
+def buckets(batch: MicroBatch) -> list[list[Cell]]:
+    """A micro-batch's cells in buckets of about the same length, those of the longest first.
+
+    Of all ways to cut the cells, sorted by length, the one that costs least: padded tokens, and a few for each bucket.
+    """
+    counts = Counter((cell.source_tokens, cell.target_tokens) for cell in batch)
+    shapes = sorted(counts, reverse=True)
+    costs, starts = [0], [0]  # of the best cut of the first j shapes, and where its last bucket begins
+    for j in range(1, len(shapes) + 1):
+        rows, targets, best = 0, 0, (1 << 62, 0)
+        for i in range(j - 1, -1, -1):
+            rows += counts[shapes[i]]
+            targets = max(targets, shapes[i][1])
+            best = min(best, (costs[i] + rows * (shapes[i][0] + targets) + _BUCKET_COST, i))
+        costs.append(best[0])
+        starts.append(best[1])
+    cut, end = {}, len(shapes)
+    while end:
+        cut |= dict.fromkeys(shapes[starts[end] : end], starts[end])
+        end = starts[end]
+    found: dict[int, list[Cell]] = {start: [] for start in sorted(cut.values())}
+    for cell in batch:
+        found[cut[cell.source_tokens, cell.target_tokens]].append(cell)
+    return list(found.values())
+
+
 def padded_tokens(batch: MicroBatch) -> int:
     """Tokens that a micro-batch computes, padding included."""
-    return len(batch) * (max(c.source_tokens for c in batch) + max(c.target_tokens for c in batch))
+    return sum(
+        len(bucket) * (max(c.source_tokens for c in bucket) + max(c.target_tokens for c in bucket))
+        for bucket in buckets(batch)
+    )
 
 
 def imbalance(plan: Plan) -> float:
@@ -68,36 +101,15 @@ def imbalance(plan: Plan) -> float:
     return max(costs) * len(costs) / sum(costs)
 
 
-def _widths(longest_first: Sequence[Cell]) -> list[int]:
-    """widths[i], at least the padded tokens of each cell in a run that begins at i; they never grow with i."""
-    targets = accumulate((c.target_tokens for c in reversed(longest_first)), max)
-    return [c.source_tokens + target for c, target in zip(longest_first, reversed(list(targets)), strict=True)]
-
-
-def _even_cut(widths: Sequence[int], runs: int) -> list[int]:
-    """Where to cut the cells into so many runs (one a cell where there are fewer) of the least greatest cost."""
-    low = max(widths[0], sum(widths) // runs)
-    high = widths[0] * -(-len(widths) // runs)
-    while low < high:  # the least cost with which the runs suffice
-        middle = (low + high) // 2
-        if len(_cut(widths, middle, runs)) - 1 <= runs:
-            high = middle
-        else:
-            low = middle + 1
-    ends = _cut(widths, high, runs)
-    while len(ends) - 1 < min(runs, len(widths)):  # some are left: halve the costliest that can be
-        sizes = [j - i for i, j in pairwise(ends)]
-        at = max(range(len(sizes)), key=lambda k: (sizes[k] > 1) * sizes[k] * widths[ends[k]])
-        ends.insert(at + 1, ends[at] + (sizes[at] + 1) // 2)
-    return ends
-
-
-def _cut(widths: Sequence[int], cost: int, runs: int) -> list[int]:
-    """The ends of runs, from the longest cells on, that cost no more than `cost`; given up after more than `runs`."""
-    ends = [0]
-    while ends[-1] < len(widths) and len(ends) <= runs + 1:
-        ends.append(min(len(widths), ends[-1] + max(1, cost // widths[ends[-1]])))
-    return ends
+def _deal_cells(longest_first: Sequence[Cell], count: int) -> list[MicroBatch]:
+    """At most so many micro-batches of nearly equal cost: the next cell goes where there is least."""
+    batches: list[MicroBatch] = [[] for _ in range(min(count, len(longest_first)))]
+    loads = [(0, i) for i in range(len(batches))]  # a heap
+    for cell in longest_first:
+        tokens, i = loads[0]
+        batches[i].append(cell)
+        heapq.heapreplace(loads, (tokens + cell.tokens, i))
+    return batches
 
 
 def _deal(batches: list[MicroBatch], ranks: int, passes: int, filler: Cell) -> Plan:

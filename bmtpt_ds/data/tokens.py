@@ -29,9 +29,11 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Batch:
+    """Rows padded to the longest."""
+
     source_ids: torch.Tensor  # [N, S]
-    source_mask: torch.Tensor  # [N, S], 1 at tokens
-    labels: torch.Tensor  # [N, T], IGNORE at padding
+    source_mask: torch.Tensor | None  # [N, S], 1 at tokens; None: there is no padding
+    labels: torch.Tensor | None  # [N, T], IGNORE at padding; None: not known
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -181,12 +183,18 @@ class RowEncoder:
                 raise UserError(f"task {task.name}: {problem}; {' or '.join(mends)}")
 
 
-def collate(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> Batch:
-    """Pads rows on the right to the longest."""
-    source = pad([row.source for row in rows], pad_id)
-    mask = pad([[1] * len(row.source) for row in rows], 0)
-    labels = pad([row.target for row in rows], IGNORE)
-    return Batch(upload(source, device), upload(mask, device), upload(labels, device))
+def collate(buckets: Sequence[Sequence[TokenRow]], pad_id: int, device: torch.device) -> list[Batch]:
+    """Pads the rows of each bucket on the right to its longest; one transfer to the device for all."""
+    host: list[torch.Tensor] = []
+    for rows in buckets:
+        source, mask = [row.source for row in rows], [[1] * len(row.source) for row in rows]
+        host += [pad(source, pad_id), pad(mask, 0), pad([row.target for row in rows], IGNORE)]
+    flat = upload(torch.cat([tensor.flatten() for tensor in host]), device)
+    parts = flat.split([tensor.numel() for tensor in host])
+    views = iter([part.view(tensor.shape) for part, tensor in zip(parts, host, strict=True)])
+    padded = [len({len(row.source) for row in rows}) > 1 for rows in buckets]
+    triples = zip(padded, views, views, views, strict=True)
+    return [Batch(source, mask if has_padding else None, labels) for has_padding, source, mask, labels in triples]
 
 
 def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -199,4 +207,4 @@ def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def pad(ids: Sequence[list[int]], value: int) -> torch.Tensor:
     """Lists of numbers as a tensor [lists, longest], `value` behind the shorter ones."""
     width = max(len(row) for row in ids)
-    return torch.tensor([row + [value] * (width - len(row)) for row in ids])
+    return torch.tensor([row + [value] * (width - len(row)) for row in ids], dtype=torch.long)

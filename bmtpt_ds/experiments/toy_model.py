@@ -127,7 +127,8 @@ def _pretrain(
                 )
             examples = [instructed(tasks, draw) for _ in range(_BATCH)]
             sources, targets = (tokenizer([e[i] for e in examples]).input_ids for i in (0, 1))
-            batch = collate([TokenRow(*pair) for pair in zip(sources, targets, strict=True)], 0, model.device)
+            rows = [TokenRow(*pair) for pair in zip(sources, targets, strict=True)]
+            (batch,) = collate([rows], 0, model.device)
             loss = model(input_ids=batch.source_ids, attention_mask=batch.source_mask, labels=batch.labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

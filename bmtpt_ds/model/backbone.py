@@ -4,8 +4,9 @@ Symbols: N rows of a batch, L prompt length, H hidden size, S source tokens, T t
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutput
 
-from bmtpt_ds.data.tokens import IGNORE
+from bmtpt_ds.data.tokens import IGNORE, Batch
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.model.packed import ATTENTION, Span, Spans, padding_bias, position_bias, through_blocks, together
 from bmtpt_ds.model_folder import read_architecture
 
 
@@ -37,65 +39,76 @@ class Backbone(T5ForConditionalGeneration):
             return super().forward(*args, **kwargs)
         return self._prompted(prompts, **kwargs)
 
-    def _prompted(
+    def _prompted(self, prompts: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:
+        """Losses [N], or of buckets without labels what the encoder makes of their tokens, [1, tokens, H]."""
+        embedded = self.shared(torch.cat([bucket.source_ids.flatten() for bucket in buckets]))
+        hidden = _behind_prompts(prompts.to(embedded.dtype), embedded, buckets)
+        masks = [self.prompted_mask(bucket.source_mask, prompts.shape[1]) for bucket in buckets]
+        paddings = [None if mask is None else padding_bias(mask, hidden) for mask in masks]
+        lengths = [prompts.shape[1] + bucket.source_ids.shape[1] for bucket in buckets]
+        bias = position_bias(self.encoder, max(lengths), hidden)
+        spans = [
+            Span(len(bucket.source_ids), tokens, tokens, together(bias[..., :tokens, :tokens], padding))
+            for bucket, tokens, padding in zip(buckets, lengths, paddings, strict=True)
+        ]
+        encoded = through_blocks(self.encoder, hidden, Spans(encoder=spans))
+        if buckets[0].labels is None:
+            return encoded
+        return self._row_losses(encoded, spans, paddings, [bucket.labels for bucket in buckets])
+
+    def _row_losses(
         self,
-        prompts: torch.Tensor,  # [N, L, H]
-        source_ids: torch.Tensor,  # [N, S]
-        source_mask: torch.Tensor,  # [N, S], 1 at tokens
-        labels: torch.Tensor | None = None,  # [N, T], IGNORE at padding
-    ):
-        embedded = self.shared(source_ids)
-        inputs = torch.cat([prompts.to(embedded.dtype), embedded], dim=1)
-        mask = self.prompted_mask(source_mask, prompts.shape[1])
-        if labels is None:
-            return self.encoder(inputs_embeds=inputs, attention_mask=mask)
-        logits = (
-            super()
-            .forward(
-                inputs_embeds=inputs,
-                attention_mask=mask,
-                decoder_input_ids=self._shift_right(labels),
-                use_cache=False,
-            )
-            .logits
-        )
-        return mean_token_loss(logits, labels)
+        encoded: torch.Tensor,  # [1, tokens, H]
+        encoder_spans: Sequence[Span],
+        paddings: Sequence[torch.Tensor | None],
+        labels: Sequence[torch.Tensor],  # of each bucket [N, T]
+    ) -> torch.Tensor:
+        ids = torch.cat([self._shift_right(of_bucket).flatten() for of_bucket in labels])
+        hidden = self.shared(ids)[None]
+        bias = position_bias(self.decoder, max(of_bucket.shape[1] for of_bucket in labels), hidden)
+        own, cross = [], []
+        for of_bucket, span, padding in zip(labels, encoder_spans, paddings, strict=True):
+            n, tokens = of_bucket.shape
+            own.append(Span(n, tokens, tokens, bias[..., :tokens, :tokens]))
+            cross.append(Span(n, tokens, span.keys, padding))
+        hidden = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross), encoded)
+        if self.config.scale_decoder_outputs:
+            hidden = hidden * self.model_dim**-0.5
+        return mean_token_losses(self.lm_head(hidden)[0], labels)
 
     @staticmethod
-    def prompted_mask(source_mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
-        """Attention mask [N, L + S]: the prompt is always seen."""
+    def prompted_mask(source_mask: torch.Tensor | None, prompt_length: int) -> torch.Tensor | None:
+        """Attention mask [N, L + S] of a mask [N, S], if there is one: the prompt is always seen."""
+        if source_mask is None:
+            return None
         return torch.cat([source_mask.new_ones(len(source_mask), prompt_length), source_mask], dim=1)
 
-    def row_losses(
-        self, prompts: torch.Tensor, source_ids: torch.Tensor, source_mask: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
+    def row_losses(self, prompts: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:
         """Loss of each row, [N] in float32: the mean cross-entropy over its target tokens, end-of-sequence included.
 
         Args:
-            prompts: [N, L, H], one for each row, any float dtype; the gradient flows into it.
-            source_ids, source_mask: [N, S].
-            labels: [N, T] with -100 at padding; a row without a target token has loss 0.
+            prompts: [N, L, H], one for each row, in the order of the buckets; any float dtype; the gradient flows into
+                it.
+            buckets: rows of about the same length in each; N in all. A row without a target token has loss 0.
         """
-        return self(prompts=prompts, source_ids=source_ids, source_mask=source_mask, labels=labels)
+        return self(prompts=prompts, buckets=buckets)
 
     @torch.no_grad()
     def generate_ids(
-        self,
-        prompts: torch.Tensor,  # [N, L, H]
-        source_ids: torch.Tensor,  # [N, S]
-        source_mask: torch.Tensor,  # [N, S]
-        max_new_tokens: int,
-        synced: bool = False,
+        self, prompts: torch.Tensor, rows: Batch, max_new_tokens: int, synced: bool = False
     ) -> torch.Tensor:
         """Greedy continuation of each row, [N, <= 1 + max_new_tokens] token ids.
 
         Args:
+            prompts: [N, L, H].
+            rows: N of them; their labels are not looked at.
             synced: whether every rank takes as many decoding steps as the slowest one (ZeRO-3 needs that).
         """
-        encoded = self(prompts=prompts, source_ids=source_ids, source_mask=source_mask)
+        encoded = self(prompts=prompts, buckets=[replace(rows, labels=None)])
+        mask = torch.ones_like(rows.source_ids) if rows.source_mask is None else rows.source_mask
         return self.generate(
-            encoder_outputs=BaseModelOutput(encoded.last_hidden_state),
-            attention_mask=self.prompted_mask(source_mask, prompts.shape[1]),
+            encoder_outputs=BaseModelOutput(encoded.view(len(prompts), -1, encoded.shape[-1])),
+            attention_mask=self.prompted_mask(mask, prompts.shape[1]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -103,18 +116,35 @@ class Backbone(T5ForConditionalGeneration):
         )
 
 
-def mean_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mean_token_losses(logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean cross-entropy of each row over its target tokens, [N] in float32.
 
     Args:
-        logits: [N, T, V].
-        labels: [N, T], IGNORE at padding.
+        logits: [tokens, V], of the rows of all buckets.
+        labels: of each bucket [rows, T], IGNORE at padding.
     """
     # at least float32, whatever the backbone computes in
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    counts = (labels != IGNORE).sum(dim=1)
-    return losses.view_as(labels).sum(dim=1) / counts.clamp(min=1)
+    flat = torch.cat([of_bucket.flatten() for of_bucket in labels])
+    losses = cross_entropy(logits, flat, ignore_index=IGNORE, reduction="none")
+    parts = zip(losses.split([of_bucket.numel() for of_bucket in labels]), labels, strict=True)
+    return torch.cat([part.view_as(rows).sum(dim=1) / (rows != IGNORE).sum(dim=1).clamp(min=1) for part, rows in parts])
+
+
+def _behind_prompts(prompts: torch.Tensor, embedded: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:
+    """[theta ; x] of all rows, one behind the other, [1, tokens, H].
+
+    Args:
+        prompts: [N, L, H].
+        embedded: [source tokens, H].
+    """
+    texts = embedded.split([bucket.source_ids.numel() for bucket in buckets])
+    thetas = prompts.split([len(bucket.source_ids) for bucket in buckets])
+    rows = [
+        torch.cat([theta, text.view(*bucket.source_ids.shape, -1)], dim=1).flatten(0, 1)
+        for theta, text, bucket in zip(thetas, texts, buckets, strict=True)
+    ]
+    return torch.cat(rows)[None]
 
 
 def read_config(folder: Path, dropout: float) -> T5Config:
@@ -127,6 +157,7 @@ def read_config(folder: Path, dropout: float) -> T5Config:
         raise UserError(f"{folder}/config.json: {reason}; copy the model folder again") from None
     config.dropout_rate = dropout
     config.use_cache = True
+    config._attn_implementation = ATTENTION
     return config
 
 

@@ -1,10 +1,10 @@
 import math
 import random
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 
-from bmtpt_ds.data.plan import Cell, imbalance, padded_tokens, plan_micro_batches
+from bmtpt_ds.data.plan import Cell, buckets, imbalance, padded_tokens, plan_micro_batches
 
 
 def cells(count: int, seed: int = 0) -> list[Cell]:
@@ -40,14 +40,41 @@ def test_no_more_micro_batches_than_needed() -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_the_costliest_micro_batch_is_as_cheap_as_runs_of_neighbours_can_be(ranks: int) -> None:
+def test_no_rank_has_much_more_than_the_best_deal_would_give_it(ranks: int) -> None:
+    """The longest first to whoever has least: within 4/3 - 1/(3 ranks) of the optimum (Graham 1969)."""
     for seed in range(20):
         draw = random.Random(seed)
-        lengths = sorted((draw.choice([20, 35, 50, 170, 250]) + draw.randint(0, 9) for _ in range(9)), reverse=True)
+        lengths = [draw.choice([20, 35, 50, 170, 250]) + draw.randint(0, 9) for _ in range(8)]
         plan = plan_micro_batches([Cell(0, i, 1, length, 2) for i, length in enumerate(lengths)], ranks, 10**9)
-        found = max(padded_tokens(batches[0]) for batches in plan)
-        cuts = ((0, *cut, 9) for cut in combinations(range(1, 9), ranks - 1))
-        assert found == min(max((j - i) * (lengths[i] + 2) for i, j in pairwise(cut)) for cut in cuts)
+        found = max(sum(cell.tokens for cell in batch) for (batch,) in plan)
+        best = min(
+            max(sum(lengths[i] + 2 for i in range(8) if of[i] == rank) for rank in range(ranks))
+            for of in product(range(ranks), repeat=8)
+        )
+        assert found <= best * (4 / 3 - 1 / (3 * ranks))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_buckets_are_the_cheapest_cut(seed: int) -> None:
+    """Of all ways to cut the lengths: the padded tokens, and 32 for each bucket."""
+    draw = random.Random(seed)
+    lengths = sorted((draw.randint(100, 100 + draw.choice([20, 300])) for _ in range(8)), reverse=True)
+    cut = buckets([Cell(0, i, 1, length, 2) for i, length in enumerate(draw.sample(lengths, 8))])
+
+    def cost(of: list[list[int]]) -> int:
+        return sum(len(bucket) * (max(bucket) + 2) + 32 for bucket in of)
+
+    ways = ([0, *where, 8] for k in range(8) for where in combinations(range(1, 8), k))
+    best = min(cost([lengths[i:j] for i, j in pairwise(way)]) for way in ways)
+    assert cost([[cell.source_tokens for cell in bucket] for bucket in cut]) == best
+    assert sorted(cell.row for bucket in cut for cell in bucket) == list(range(8))
+
+
+def test_particles_of_a_row_share_a_bucket_without_padding() -> None:
+    batch = [Cell(p, r, 1, 120 + 100 * r, 3) for r in range(3) for p in range(5)]
+    cut = buckets(batch)
+    assert [[cell.row for cell in bucket] for bucket in cut] == [[2] * 5, [1] * 5, [0] * 5]
+    assert padded_tokens(batch) == sum(cell.tokens for cell in batch)
 
 
 def paper_cells(rows_per_task: int, seed: int) -> list[Cell]:
@@ -69,25 +96,28 @@ def paper_cells(rows_per_task: int, seed: int) -> list[Cell]:
     return [Cell(p, r, 1 / len(rows), *tokens) for r, tokens in enumerate(rows) for p in range(5)]
 
 
-@pytest.mark.parametrize(("ranks", "rows_per_task"), [(8, 4), (8, 8), (64, 32)])
+@pytest.mark.parametrize(
+    ("ranks", "rows_per_task", "most"), [(8, 1, 1.15), (8, 4, 1.1), (8, 8, 1.1), (64, 8, 1.2), (64, 32, 1.1)]
+)
 @pytest.mark.parametrize("budget", [10**9, 4000])
-def test_ranks_are_balanced_on_the_paper_s_tasks(ranks: int, rows_per_task: int, budget: int) -> None:
-    """With 15 cells a rank and more. The paper's own 30 cells cannot be split over 8 ranks better than to 1.17."""
+def test_ranks_are_balanced_on_the_paper_s_tasks(ranks: int, rows_per_task: int, most: float, budget: int) -> None:
+    """Under 1.1 with 15 cells a rank and more; with 4 of such different lengths there is little to choose."""
     for seed in range(20):
         given = paper_cells(rows_per_task, seed)
         plan = plan_micro_batches(given, ranks, budget)
-        assert imbalance(plan) < 1.1
+        assert imbalance(plan) < most
         # no rank waits in a pass either, and little of it is padding
         slowest = sum(max(padded_tokens(batches[i]) for batches in plan) for i in range(len(plan[0])))
-        assert slowest < 1.25 * sum(c.tokens for c in given) / ranks
+        assert slowest < most * sum(c.tokens for c in given) / ranks
 
 
 def test_imbalance_counts_padding_and_no_fillers() -> None:
-    long, short = Cell(0, 0, 1, 90, 10), Cell(0, 1, 1, 40, 10)
-    filler = Cell(0, 1, 0.0, 40, 10)
-    assert imbalance([[[long]], [[short, short]]]) == 1
-    assert imbalance([[[long, short]], [[short, short]]]) == pytest.approx(200 / 150)
+    long, short = Cell(0, 0, 1, 90, 10), Cell(0, 1, 1, 60, 15)
+    filler = Cell(0, 1, 0.0, 60, 15)
+    assert imbalance([[[long]], [[short, short]]]) == pytest.approx(150 / 125)
     assert imbalance([[[long]], [[filler]]]) == 2
+    near = Cell(0, 2, 1, 85, 10)
+    assert imbalance([[[long, near]], [[long]]]) == pytest.approx(200 / 150)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -100,6 +130,7 @@ def test_the_order_of_the_cells_does_not_matter(seed: int) -> None:
 
 def test_padding_counts() -> None:
     assert padded_tokens([Cell(0, 0, 1, 10, 2), Cell(0, 1, 1, 4, 5)]) == 2 * (10 + 5)
+    assert padded_tokens([Cell(0, 0, 1, 90, 2), Cell(0, 1, 1, 4, 5)]) == 92 + 9
 
 
 def test_a_step_without_cells_is_a_fault() -> None:

@@ -14,7 +14,7 @@ from bmtpt_ds.tasks import TASKS, get_task
 
 
 def test_collate_pads_on_the_right() -> None:
-    batch = collate([TokenRow([5, 6, 1], [7, 1]), TokenRow([8, 1], [9, 4, 1])], 0, torch.device("cpu"))
+    (batch,) = collate([[TokenRow([5, 6, 1], [7, 1]), TokenRow([8, 1], [9, 4, 1])]], 0, torch.device("cpu"))
     assert batch.source_ids.tolist() == [[5, 6, 1], [8, 1, 0]]
     assert batch.source_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.labels.tolist() == [[7, 1, IGNORE], [9, 4, 1]]

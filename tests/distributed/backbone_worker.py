@@ -14,7 +14,7 @@ from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
 from safetensors.torch import load_file, save_file
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
-from bmtpt_ds.data.tokens import load_tokenizer
+from bmtpt_ds.data.tokens import Batch, load_tokenizer
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone, sharding
 
 
@@ -55,10 +55,11 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     batch = {
         name: t[ranks.rank :: ranks.world].contiguous() for name, t in load_file(folder / f"{case}.safetensors").items()
     }
+    rows = Batch(batch["source_ids"], batch["source_mask"], batch["labels"])
     seen["after steps"] = []
     for _ in range(3):  # ZeRO-3 learns the order in the first pass and gathers ahead in the later ones
         prompts = batch["prompts"].clone().requires_grad_()
-        losses = sharded.backbone.row_losses(prompts, batch["source_ids"], batch["source_mask"], batch["labels"])
+        losses = sharded.backbone.row_losses(prompts, [rows])
         losses.sum().backward()
         seen["after steps"].append(held(sharded.backbone))
     seen["gradients of weights"] = [name for name, p in sharded.backbone.named_parameters() if p.grad is not None]
@@ -110,10 +111,10 @@ def translate(ranks: Ranks, model: str, source: str, target: str) -> dict:
     encoded = tokenizer([source], return_tensors="pt")
     labels = tokenizer([target], return_tensors="pt").input_ids
     nothing = torch.zeros(1, 0, sharded.hidden_size)
-    ids, mask = encoded.input_ids, encoded.attention_mask
+    rows = Batch(encoded.input_ids, None, labels)
     with torch.no_grad():
-        loss = sharded.backbone.row_losses(nothing, ids, mask, labels).item()
-    written = sharded.backbone.generate_ids(nothing, ids, mask, max_new_tokens=20, synced=sharded.synced)
+        loss = sharded.backbone.row_losses(nothing, [rows]).item()
+    written = sharded.backbone.generate_ids(nothing, rows, max_new_tokens=20, synced=sharded.synced)
     return {"loss": loss, "text": tokenizer.batch_decode(written, skip_special_tokens=True)[0]}
 
 

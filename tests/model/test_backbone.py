@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
-from bmtpt_ds.data.tokens import IGNORE
+from bmtpt_ds.data.tokens import IGNORE, Batch
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.backbone import (
     Backbone,
     build_backbone,
     checkpoint_activations,
-    mean_token_loss,
+    mean_token_losses,
     read_config,
 )
 from bmtpt_ds.model.weights import CheckpointReader
@@ -53,7 +53,7 @@ def row_by_row(folder: Path, prompts: torch.Tensor, batch: dict[str, torch.Tenso
 def test_losses_and_gradients_equal_transformers_row_by_row(folder: Path) -> None:
     backbone, batch = load(folder), example()
     prompts = torch.randn(3, 5, 32, requires_grad=True)
-    losses = backbone.row_losses(prompts, **batch)
+    losses = backbone.row_losses(prompts, [Batch(**batch)])
     (gradient,) = torch.autograd.grad(losses.sum(), prompts)
     expected = row_by_row(folder, prompts, batch)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), prompts)
@@ -74,7 +74,7 @@ def test_losses_equal_pefts_prompt_tuning(folder: Path) -> None:
     for i in range(3):
         one = {name: value[i : i + 1] for name, value in batch.items()}
         theirs = tuned(input_ids=one["source_ids"], attention_mask=one["source_mask"], labels=one["labels"]).loss
-        torch.testing.assert_close(load(folder).row_losses(prompt[None], **one)[0], theirs.detach())
+        torch.testing.assert_close(load(folder).row_losses(prompt[None], [Batch(**one)])[0], theirs.detach())
 
 
 @pytest.mark.parametrize("deepspeeds", [False, True])
@@ -89,7 +89,7 @@ def test_activation_checkpointing_changes_no_gradient(folder: Path, deepspeeds: 
     gradients = []
     for backbone in (plain, recomputed):
         theta = prompts.clone().requires_grad_()
-        backbone.row_losses(theta, **batch).sum().backward()
+        backbone.row_losses(theta, [Batch(**batch)]).sum().backward()
         gradients.append(theta.grad)
     torch.testing.assert_close(*gradients)
 
@@ -100,7 +100,7 @@ def test_greedy_text_equals_transformers(folder: Path) -> None:
     theirs = model.generate(
         input_ids=batch["source_ids"], attention_mask=batch["source_mask"], max_new_tokens=6, do_sample=False
     )
-    ours = load(folder).generate_ids(torch.zeros(3, 0, 32), batch["source_ids"], batch["source_mask"], 6)
+    ours = load(folder).generate_ids(torch.zeros(3, 0, 32), Batch(**batch), 6)
     assert torch.equal(ours, theirs)
 
 
@@ -111,7 +111,7 @@ def test_prompt_changes_generation_through_the_encoder(folder: Path) -> None:
     embedded = torch.cat([prompts, model.shared(batch["source_ids"])], 1)
     mask = Backbone.prompted_mask(batch["source_mask"], 5)
     theirs = model.generate(inputs_embeds=embedded, attention_mask=mask, max_new_tokens=6, do_sample=False)
-    ours = load(folder).generate_ids(prompts, batch["source_ids"], batch["source_mask"], 6)
+    ours = load(folder).generate_ids(prompts, Batch(**batch), 6)
     assert torch.equal(ours, theirs)
 
 
@@ -119,7 +119,7 @@ def test_nothing_of_the_backbone_is_trained(folder: Path) -> None:
     backbone = load(folder)
     assert not any(p.requires_grad for p in backbone.parameters())
     prompts = torch.randn(3, 5, 32, requires_grad=True)
-    backbone.row_losses(prompts, **example()).sum().backward()
+    backbone.row_losses(prompts, [Batch(**example())]).sum().backward()
     assert all(p.grad is None for p in backbone.parameters())
 
 
@@ -128,7 +128,9 @@ def test_loss_of_a_row_is_the_mean_over_its_own_tokens() -> None:
     labels = torch.tensor([[1, 2, 3], [4, IGNORE, IGNORE]])
     log_p = logits.log_softmax(-1)
     expected = [-(log_p[0, 0, 1] + log_p[0, 1, 2] + log_p[0, 2, 3]) / 3, -log_p[1, 0, 4]]
-    torch.testing.assert_close(mean_token_loss(logits, labels).double(), torch.stack(expected), rtol=1e-6, atol=1e-6)
+    for cut in ([labels], [labels[:1], labels[1:]]):
+        found = mean_token_losses(logits.flatten(0, 1), cut)
+        torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

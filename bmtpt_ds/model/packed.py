@@ -1,0 +1,125 @@
+"""T5's blocks over rows of several lengths, one behind the other as one sequence: nothing is padded to the longest.
+
+Linear layers and norms see tokens, whatever row they belong to; attention alone looks at one bucket of rows of equal
+length after the other. What is the same in all layers (position bias, masks) is built once a call.
+
+Symbols: N rows of a bucket, Q query tokens and K key tokens of a row, d values of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
+
+ATTENTION = "packed"  # the name in transformers' registry
+_ALIGNED = 16  # values; a row of a bias that begins elsewhere is copied by CUDA's kernels
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows of one shape among the packed tokens: queries [N * Q], keys [N * K]."""
+
+    rows: int
+    queries: int  # tokens of a row
+    keys: int  # tokens of a row
+    bias: torch.Tensor | None  # added to the scores; broadcasts to [N, heads, Q, K]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the rows lie, for each kind of attention."""
+
+    encoder: Sequence[Span] = ()
+    decoder: Sequence[Span] = ()
+    cross: Sequence[Span] = ()
+
+    def of(self, attention: T5Attention) -> Sequence[Span]:
+        if not attention.is_decoder:
+            return self.encoder
+        return self.decoder if attention.is_causal else self.cross
+
+
+def packed_attention(
+    module: T5Attention,
+    query: torch.Tensor,  # [1, heads, queries of all rows, d]
+    key: torch.Tensor,  # [1, heads, keys of all rows, d]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    spans: Spans | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each row; without `spans` that of transformers over a padded batch.
+
+    Returns:
+        [1, queries of all rows, heads, d], and no weights.
+    """
+    if spans is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    chosen = spans.of(module)
+    # one split rather than slices: its backward pass puts the parts together once
+    queries = query[0].transpose(0, 1).split([span.rows * span.queries for span in chosen])
+    sizes = [span.rows * span.keys for span in chosen]
+    keys, values = (states[0].transpose(0, 1).split(sizes) for states in (key, value))
+    outputs = []
+    for span, *states in zip(chosen, queries, keys, values, strict=True):
+        q, k, v = (part.unflatten(0, (span.rows, -1)).transpose(1, 2) for part in states)  # [N, heads, tokens, d]
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=span.bias, dropout_p=dropout, scale=scaling)
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None], None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def through_blocks(
+    stack: T5Stack, hidden: torch.Tensor, spans: Spans, encoded: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The packed tokens [1, tokens, H] after all blocks of encoder or decoder.
+
+    Args:
+        encoded: [1, encoder tokens, H], for a decoder.
+    """
+    hidden = stack.dropout(hidden)
+    elsewhere = hidden.new_zeros(())  # in the biases' place: a layer that gets none computes its own
+    for block in stack.block:
+        # positions, as transformers does it: activation checkpointing follows gradients through these alone
+        hidden, *_ = block(hidden, None, elsewhere, encoded, None, elsewhere, spans=spans)
+    return stack.dropout(stack.final_layer_norm(hidden))
+
+
+def position_bias(stack: T5Stack, tokens: int, like: torch.Tensor) -> torch.Tensor:
+    """The relative position bias of rows of up to so many tokens, [1, heads, tokens, tokens], causal in a decoder.
+
+    Args:
+        like: gives dtype and device.
+
+    Shorter rows take the upper left part.
+    """
+    attention = stack.block[0].layer[0].SelfAttention
+    width = -(-tokens // _ALIGNED) * _ALIGNED
+    bias = attention.compute_bias(tokens, width, device=like.device).to(like.dtype).contiguous()
+    if stack.is_decoder:
+        later = torch.ones(tokens, width, dtype=torch.bool, device=like.device).triu(1)
+        bias = bias.masked_fill(later, torch.finfo(like.dtype).min)
+    return bias[..., :tokens]
+
+
+def padding_bias(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Keeps padded keys out: a bias [N, 1, 1, K] of a mask [N, K], 1 at tokens."""
+    return (1 - mask[:, None, None].to(like.dtype)) * torch.finfo(like.dtype).min
+
+
+def together(bias: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """The sum of a position bias and a padding bias, where there is one."""
+    return bias if padding is None else bias + padding
