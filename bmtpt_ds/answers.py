@@ -91,19 +91,16 @@ def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Call
     backbone = session.model.backbone
     asked = dict.fromkeys(question.of for question in questions)
     ids = {of: [of.encoder.encode_target(of.task, label) for label in of.labels()] for of in asked}
-    passes = max(len(labels) for labels in ids.values())  # of all tasks: the ranks' batches may hold different ones
+    most = max(len(labels) for labels in ids.values())  # a task with fewer gets labels without a token
 
     @torch.no_grad()
     def likeliest(batch: Batch) -> list[str]:
         prompts, rows = _inputs(session, batch)
-        losses = []
-        for k in range(passes):
-            # a task with fewer labels goes along with its last one, which is then left out
-            labels = pad([ids[q.of][min(k, len(ids[q.of]) - 1)] for q in batch], IGNORE).to(prompts.device)
-            total = backbone.row_losses(prompts, [replace(rows, labels=labels)]) * (labels != IGNORE).sum(dim=1)
-            over = torch.tensor([k >= len(ids[q.of]) for q in batch], device=total.device)
-            losses.append(total.masked_fill(over, torch.inf))
-        best = torch.stack(losses).argmin(dim=0).tolist()
+        choices = [label for q in batch for label in ids[q.of] + [[]] * (most - len(ids[q.of]))]
+        labels = pad(choices, IGNORE).view(len(batch), most, -1).to(prompts.device)  # [N, C, T]
+        counts = (labels != IGNORE).sum(dim=2)
+        total = backbone.row_losses(prompts, [replace(rows, labels=labels)]) * counts
+        best = total.masked_fill(counts == 0, torch.inf).argmin(dim=1).tolist()
         return [q.of.labels()[i] for q, i in zip(batch, best, strict=True)]
 
     return likeliest

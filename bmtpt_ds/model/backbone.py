@@ -18,7 +18,16 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bmtpt_ds.data.tokens import IGNORE, Batch
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.model.packed import ATTENTION, Span, Spans, padding_bias, position_bias, through_blocks, together
+from bmtpt_ds.model.packed import (
+    ATTENTION,
+    Span,
+    Spans,
+    padding_bias,
+    position_bias,
+    repeated_bias,
+    through_blocks,
+    together,
+)
 from bmtpt_ds.model_folder import read_architecture
 
 
@@ -61,15 +70,16 @@ class Backbone(T5ForConditionalGeneration):
         encoded: torch.Tensor,  # [1, tokens, H]
         encoder_spans: Sequence[Span],
         paddings: Sequence[torch.Tensor | None],
-        labels: Sequence[torch.Tensor],  # of each bucket [N, T]
+        labels: Sequence[torch.Tensor],  # of each bucket [N, T] or [N, C, T]
     ) -> torch.Tensor:
         ids = torch.cat([self._shift_right(of_bucket).flatten() for of_bucket in labels])
         hidden = self.shared(ids)[None]
-        bias = position_bias(self.decoder, max(of_bucket.shape[1] for of_bucket in labels), hidden)
+        bias = position_bias(self.decoder, max(of_bucket.shape[-1] for of_bucket in labels), hidden)
         own, cross = [], []
         for of_bucket, span, padding in zip(labels, encoder_spans, paddings, strict=True):
-            n, tokens = of_bucket.shape
-            own.append(Span(n, tokens, tokens, bias[..., :tokens, :tokens]))
+            n, length = len(of_bucket), of_bucket.shape[-1]
+            tokens = of_bucket[0].numel()
+            own.append(Span(n, tokens, tokens, repeated_bias(bias[..., :length, :length], tokens // length)))
             cross.append(Span(n, tokens, span.keys, padding))
         hidden = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross), encoded)
         if self.config.scale_decoder_outputs:
@@ -90,6 +100,9 @@ class Backbone(T5ForConditionalGeneration):
             prompts: [N, L, H], one for each row, in the order of the buckets; any float dtype; the gradient flows into
                 it.
             buckets: rows of about the same length in each; N in all. A row without a target token has loss 0.
+
+        With labels [N, C, T], the C choices of each row, in a single bucket, the losses are [N, C]: the encoder reads
+        the row once.
         """
         return self(prompts=prompts, buckets=buckets)
 
@@ -121,14 +134,16 @@ def mean_token_losses(logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> t
 
     Args:
         logits: [tokens, V], of the rows of all buckets.
-        labels: of each bucket [rows, T], IGNORE at padding.
+        labels: of each bucket [rows, T], IGNORE at padding; or [rows, C, T], and the losses are [N, C].
     """
     # at least float32, whatever the backbone computes in
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     flat = torch.cat([of_bucket.flatten() for of_bucket in labels])
     losses = cross_entropy(logits, flat, ignore_index=IGNORE, reduction="none")
     parts = zip(losses.split([of_bucket.numel() for of_bucket in labels]), labels, strict=True)
-    return torch.cat([part.view_as(rows).sum(dim=1) / (rows != IGNORE).sum(dim=1).clamp(min=1) for part, rows in parts])
+    return torch.cat(
+        [part.view_as(rows).sum(dim=-1) / (rows != IGNORE).sum(dim=-1).clamp(min=1) for part, rows in parts]
+    )
 
 
 def _behind_prompts(prompts: torch.Tensor, embedded: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:

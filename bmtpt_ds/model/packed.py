@@ -115,6 +115,17 @@ def position_bias(stack: T5Stack, tokens: int, like: torch.Tensor) -> torch.Tens
     return bias[..., :tokens]
 
 
+def repeated_bias(bias: torch.Tensor, times: int) -> torch.Tensor:
+    """The bias [1, heads, Q, Q] of so many texts one behind the other that do not see each other."""
+    if times == 1:
+        return bias
+    heads, length = bias.shape[1], bias.shape[-1]
+    among = bias.new_full((1, heads, times, length, times, length), torch.finfo(bias.dtype).min)
+    for i in range(times):
+        among[:, :, i, :, i] = bias
+    return among.view(1, heads, times * length, times * length)
+
+
 def padding_bias(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Keeps padded keys out: a bias [N, 1, 1, K] of a mask [N, K], 1 at tokens."""
     return (1 - mask[:, None, None].to(like.dtype)) * torch.finfo(like.dtype).min

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
-from bmtpt_ds.data.tokens import IGNORE, Batch
+from bmtpt_ds.data.tokens import IGNORE, Batch, TokenRow, collate
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.backbone import (
     Backbone,
@@ -16,6 +16,8 @@ from bmtpt_ds.model.backbone import (
     read_config,
 )
 from bmtpt_ds.model.weights import CheckpointReader
+
+CPU = torch.device("cpu")
 
 
 def load(folder: Path) -> Backbone:
@@ -59,6 +61,29 @@ def test_losses_and_gradients_equal_transformers_row_by_row(folder: Path) -> Non
     (expected_gradient,) = torch.autograd.grad(expected.sum(), prompts)
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_choices_of_a_row_have_the_losses_that_each_has_alone(folder: Path) -> None:
+    backbone, batch, prompts = load(folder), example(), torch.randn(3, 5, 32)
+    drawn = torch.randint(3, 40, (3, 4, 3), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([[3, 2, 1, 3], [1, 1, 2, 0], [2, 3, 0, 0]])
+    choices = drawn.masked_fill(torch.arange(3) >= lengths[..., None], IGNORE)
+    found = backbone.row_losses(prompts, [Batch(batch["source_ids"], batch["source_mask"], choices)])
+    for c in range(4):
+        alone = Batch(batch["source_ids"], batch["source_mask"], choices[:, c])
+        torch.testing.assert_close(found[:, c], backbone.row_losses(prompts, [alone]))
+
+
+@pytest.mark.parametrize("cut", [[3], [1, 2], [1, 1, 1]])
+def test_buckets_change_no_loss(folder: Path, cut: list[int]) -> None:
+    """One bucket padded to the longest, or rows of several lengths without padding."""
+    rows = [TokenRow([5, 6, 7, 8, 9, 1], [40, 41, 1]), TokenRow([10, 11, 12, 1], [40, 1]), TokenRow([13, 1], [42, 1])]
+    prompts, backbone = torch.randn(3, 5, 32), load(folder)
+    alone = [backbone.row_losses(p[None], collate([[row]], 0, CPU)) for p, row in zip(prompts, rows, strict=True)]
+    ends = [sum(cut[: i + 1]) for i in range(len(cut))]
+    buckets = collate([rows[end - size : end] for size, end in zip(cut, ends, strict=True)], 0, CPU)
+    assert [bucket.source_mask is None for bucket in buckets] == [size == 1 for size in cut]
+    torch.testing.assert_close(backbone.row_losses(prompts, buckets), torch.cat(alone))
 
 
 def test_losses_equal_pefts_prompt_tuning(folder: Path) -> None:
