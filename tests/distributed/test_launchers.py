@@ -56,6 +56,14 @@ def test_two_ranks_learn_what_one_does(start, recipe: Path, alone: Path, tmp_pat
     assert ((found - right).norm() / right.norm()).item() < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [mpirun, torchrun])
+def test_two_ranks_are_looked_over(start, recipe: Path, tmp_path: Path) -> None:
+    variables = {"MASTER_PORT": str(launch.free_port())} if start is mpirun else {}
+    said = launch.run(start("check", "--config", recipe, "--launch"), tmp_path / "log", variables=variables)
+    assert "2 ranks on 1 node\n" in said and said.rstrip().endswith("\nok")
+
+
 def test_a_job_that_fails_says_so_by_its_status(recipe: Path, tmp_path: Path) -> None:
     command = torchrun("source", "--config", recipe, "--run-dir", tmp_path / "run", "--set", "source.lr=-1")
     log = launch.run(command, tmp_path / "log", status=1)  # torchrun's own

@@ -154,6 +154,12 @@ def test_a_job_learns_what_two_ranks_do(unbroken: torch.Tensor, recipe: Path, tm
     assert torch.equal(unbroken, load_file(tmp_path / "run/particles.safetensors")["particles"])
 
 
+def test_a_job_is_looked_over(slurm: Slurm, recipe: Path) -> None:
+    job = slurm.submit("check", "--config", recipe, "--launch")
+    assert slurm.until_ended(job, 60) == "COMPLETED", slurm.log(job)
+    assert "2 ranks on 1 node\n" in slurm.log(job) and slurm.log(job).rstrip().endswith("\nok")
+
+
 def test_a_mistake_fails_the_job(slurm: Slurm, recipe: Path, tmp_path: Path) -> None:
     job = slurm.submit(*source(recipe, tmp_path / "run"), "--set", "source.lr=-1")
     assert slurm.until_ended(job, 60) == "FAILED"
