@@ -69,6 +69,7 @@ def test_a_rank_that_raises_is_named(unbroken, tmp_path: Path) -> None:
     goes_on(recipe, tmp_path / "run", right)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named(unbroken, tmp_path: Path) -> None:
     recipe, right = unbroken
     run_dir = tmp_path / "run"
