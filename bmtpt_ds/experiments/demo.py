@@ -229,7 +229,9 @@ def score_lines(recipe: Recipe, scores: Scores) -> str:
 
 def _closing(folder: Path) -> str:
     text = "topic: course text: tomorrow she saw five lovely tiny red soup in the forest"
-    return f"""Picture: {folder}/demo.png   Figures: {folder}/demo.json   Everything printed: {folder}/demo.log
+    return f"""Picture:             {folder}/demo.png
+Figures:             {folder}/demo.json
+Everything printed:  {folder}/demo.log
 Next:
   tensorboard --logdir {folder}
   echo "{text}" | bmtpt predict --prompt {folder}/target/bmtpt/course-0
