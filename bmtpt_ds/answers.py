@@ -109,7 +109,7 @@ def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Call
 def _inputs(session: Session, batch: Batch) -> tuple[torch.Tensor, TokenBatch]:
     """Prompts [N, L, H], and the rows that they read."""
     rows = [TokenRow(question.source, []) for question in batch]
-    (padded,) = collate([rows], session.encoder.pad_id, session.ranks.device)
+    (padded,) = collate([rows], session.encoder.pad_id).on(session.ranks.device)
     return torch.stack([question.of.prompt for question in batch]), padded
 
 

@@ -4,14 +4,15 @@ Symbols: P prompts (particles in the source stage), L prompt length, H hidden si
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from bmtpt_ds.data.order import stream
-from bmtpt_ds.data.plan import Cell, MicroBatch, Plan, buckets, imbalance, plan_micro_batches
-from bmtpt_ds.data.tokens import TokenRow, collate, upload
+from bmtpt_ds.data.plan import plan_micro_batches
+from bmtpt_ds.data.tokens import upload
+from bmtpt_ds.data.work import HostPass, StepRows, StepWork, host_pass, plan_step
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.parallel import Grid, Sharded
 from bmtpt_ds.runlog import Phases
@@ -105,13 +106,14 @@ class GradientPass:
     ):
         """
         Args:
-            max_tokens: padded tokens of a micro-batch to begin with; halved after an out-of-memory.
+            max_tokens: padded tokens of a micro-batch, the same on all ranks; a rank that runs out of memory goes on
+                with half of it.
             dropout_seed: of the random numbers of a backbone with dropout, drawn anew for each step.
             grid: how prompts and rows are shared; default: every rank has its share of the rows of all prompts.
         """
         self._model, self._pad_id, self._seed, self._phases = model, pad_id, dropout_seed, phases
         self._grid = grid or Grid(model.ranks)
-        self.max_tokens = max_tokens
+        self._planned_tokens = self.max_tokens = max_tokens
 
     @classmethod
     def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
@@ -121,58 +123,63 @@ class GradientPass:
         budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest)
         return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid)
 
-    def __call__(
-        self,
-        prompts: torch.Tensor,
-        rows: Sequence[TokenRow],
-        step: int,
-        stop: StopSignal,
-        prompt_of: Sequence[int] | None = None,
-    ) -> StepGradient:
+    def prepare(self, rows: StepRows, prompts: int, length: int) -> StepWork:
+        """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""
+        return plan_step(
+            rows,
+            prompts=len(self._grid.block(prompts)),
+            length=length,
+            data_ranks=self._grid.data_ranks,
+            data_rank=self._grid.data_rank,
+            max_tokens=self._planned_tokens,
+            pad_id=self._pad_id,
+        )
+
+    def __call__(self, prompts: torch.Tensor, work: StepWork, step: int, stop: StopSignal) -> StepGradient:
         """
         Args:
             prompts: [P, L, H] float32, the same on all ranks.
-            rows: of the step, the same on all ranks; each weighs as much as the others.
-            prompt_of: which prompt reads each row; default: every prompt reads every row.
+            work: prepared for as many prompts.
         """
         block = self._grid.block(len(prompts))
         own = prompts[block.start : block.stop]
-        cells = [
-            Cell(p, r, 1 / len(rows), prompts.shape[1] + len(row.source), len(row.target))
-            for r, row in enumerate(rows)
-            for p in (range(len(own)) if prompt_of is None else (prompt_of[r],))
-        ]
         # one flat buffer, one all-reduce: the gradients, the losses, and whether somebody wants to stop
         size = own.numel()
         flat = torch.zeros(size + len(own) + 1, device=prompts.device)
-        plan = self._add_own_share(flat, own, rows, cells, step)
+        self._add_own_share(flat, own, work, step)
         with self._phases("gather"):
             flat[-1] = float(stop.received is not None)
             blocks = self._grid.combine(flat)
             flags = Flags(torch.isfinite(blocks).all(), blocks[:, -1].sum())
         gradient = blocks[:, :size].reshape(prompts.shape)
-        return StepGradient(gradient, blocks[:, size:-1].flatten(), flags, imbalance(plan))
+        return StepGradient(gradient, blocks[:, size:-1].flatten(), flags, work.imbalance)
 
-    def _add_own_share(
-        self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], cells: list[Cell], step: int
-    ) -> Plan:
+    def _add_own_share(self, flat: torch.Tensor, prompts: torch.Tensor, work: StepWork, step: int) -> None:
         """Fills `flat` with this rank's part; begins again with half the tokens when memory runs out."""
-        ranks, grid = self._model.ranks, self._grid
+        ranks = self._model.ranks
         while True:
             try:
                 if self._model.backbone.config.dropout_rate:
                     torch.manual_seed(int(stream("dropout", self._seed, step, ranks.rank).randint(2**31)))
                 flat.zero_()
-                plan = plan_micro_batches(cells, grid.data_ranks, self.max_tokens)
-                for batch in plan[grid.data_rank]:
-                    self._add_micro_batch(flat, prompts, rows, batch)
-                return plan
+                for own in self._that_fit(work, len(prompts)):
+                    self._add_pass(flat, prompts, own)
+                return
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._halve(max(cell.tokens for cell in cells))
+                self._halve(work.longest)
             if ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _that_fit(self, work: StepWork, prompts: int) -> Iterator[HostPass]:
+        """The passes of this rank, cut smaller where it has run out of memory; what the others do does not change."""
+        for own in work.passes:
+            if own.tokens <= self.max_tokens or len(own.cells) == 1:
+                yield own
+                continue
+            (batches,) = plan_micro_batches(own.cells, 1, self.max_tokens)
+            yield from (host_pass(batch, work.rows, prompts, self._pad_id) for batch in batches)
 
     def _halve(self, longest: int) -> None:
         half = self.max_tokens // 2
@@ -189,22 +196,15 @@ class GradientPass:
             )
         self.max_tokens = half
 
-    def _add_micro_batch(
-        self, flat: torch.Tensor, prompts: torch.Tensor, rows: Sequence[TokenRow], batch: MicroBatch
-    ) -> None:
+    def _add_pass(self, flat: torch.Tensor, prompts: torch.Tensor, own: HostPass) -> None:
         with self._phases("forward"):
             theta = prompts.detach().requires_grad_()
             # stacked views rather than theta[indices]: their gradients add up in a fixed order on every device
-            parts, cut = theta.unbind(0), buckets(batch)
-            cells = [cell for bucket in cut for cell in bucket]
+            parts = theta.unbind(0)
             losses = self._model.backbone.row_losses(
-                torch.stack([parts[cell.prompt] for cell in cells]),
-                collate([[rows[cell.row] for cell in bucket] for bucket in cut], self._pad_id, prompts.device),
+                torch.stack([parts[cell.prompt] for cell in own.cells]), own.batches.on(prompts.device)
             )
-            weights = torch.zeros(len(prompts), len(cells))
-            for i, cell in enumerate(cells):
-                weights[cell.prompt, i] = cell.weight
-            loss_of_prompt = (upload(weights, prompts.device) * losses).sum(dim=1)
+            loss_of_prompt = (upload(own.weights, prompts.device) * losses).sum(dim=1)
         with self._phases("backward"):
             loss_of_prompt.sum().backward()
         flat[: prompts.numel()] += theta.grad.flatten()

@@ -14,9 +14,11 @@ import torch
 
 from bmtpt_ds.checkpoint import Checkpoints
 from bmtpt_ds.config import SourceConfig
+from bmtpt_ds.data.ahead import Ahead
 from bmtpt_ds.data.order import rows_of_step, tasks_of_step
 from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow
+from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
 from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
@@ -92,35 +94,41 @@ def learn_posterior(
     backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)
     log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")
-    while True:
-        if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
-            with phases.paused():
-                validate(session, tasks, posterior, log)
-        if posterior.step == source.steps:
-            return
-        step = posterior.step + 1
-        with phases("data"):
-            rows = draw_rows(source, run.seed, step, tasks, session.encoder)
-        backbone.train(backbone.train_while_tuning)
-        gradient = gradient_of(posterior.particles, rows, step, session.stop)
-        diagnostics = svgd_step(source, backend, ranks, posterior, gradient, step, phases)
-        posterior.step = step
-        phases.count_step()
-        logged = is_log_step(step, run.log_every, source.steps)
-        # saved before a validation too: one that a signal breaks off is done again on resume
-        saved = step % run.save_every == 0 or step == source.steps or _due(source.eval_every, step)
-        stop = _heed(flags.read(step, gradient.flags, now=logged or saved), source, posterior, run.seed, tasks)
-        if _due(run.check_replicas, step) and not ranks.same_everywhere(posterior.particles):
-            raise RuntimeError(f"step {step}: the ranks' particles differ")
-        if logged:
-            log.line(metrics_of(source, run.log_every, posterior, gradient, diagnostics, phases))
-            posterior.losses.zero_()
-        log.advance(step)
-        if saved or stop:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
-            state = about | posterior.counters()
-            ranks.first_does(partial(checkpoints.save, step, posterior.tensors(), state))
-        if stop:
-            raise session.stop.stopped()
+
+    def work_of(step: int) -> StepWork:
+        rows = draw_rows(source, run.seed, step, tasks, session.encoder)
+        return gradient_of.prepare(StepRows.evenly(rows), *posterior.particles.shape[:2])
+
+    with Ahead(work_of, source.steps) as ahead:
+        while True:
+            if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
+                with phases.paused():
+                    validate(session, tasks, posterior, log)
+            if posterior.step == source.steps:
+                return
+            step = posterior.step + 1
+            with phases("data"):
+                work = ahead.take(step)
+            backbone.train(backbone.train_while_tuning)
+            gradient = gradient_of(posterior.particles, work, step, session.stop)
+            diagnostics = svgd_step(source, backend, ranks, posterior, gradient, step, phases)
+            posterior.step = step
+            phases.count_step()
+            logged = is_log_step(step, run.log_every, source.steps)
+            # saved before a validation too: one that a signal breaks off is done again on resume
+            saved = step % run.save_every == 0 or step == source.steps or _due(source.eval_every, step)
+            stop = _heed(flags.read(step, gradient.flags, now=logged or saved), source, posterior, run.seed, tasks)
+            if _due(run.check_replicas, step) and not ranks.same_everywhere(posterior.particles):
+                raise RuntimeError(f"step {step}: the ranks' particles differ")
+            if logged:
+                log.line(metrics_of(source, run.log_every, posterior, gradient, diagnostics, phases))
+                posterior.losses.zero_()
+            log.advance(step)
+            if saved or stop:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
+                state = about | posterior.counters()
+                ranks.first_does(partial(checkpoints.save, step, posterior.tensors(), state))
+            if stop:
+                raise session.stop.stopped()
 
 
 def draw_rows(

@@ -17,6 +17,7 @@ from bmtpt_ds.config import TargetConfig
 from bmtpt_ds.data.order import mixed_batch, mixed_rows
 from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.data.tokens import upload
+from bmtpt_ds.data.work import StepRows
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import score_rows
 from bmtpt_ds.losses import GradientPass, StepGradient
@@ -136,9 +137,12 @@ def adapt(
         with phases("data"):
             drawn = mixed_batch(run.seed, step, n_rows, batch_size)
             rows = [session.encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in drawn]
+            work = gradient_of.prepare(
+                StepRows.evenly(rows, [k for k, _ in drawn]), len(tasks), session.recipe.prompt.length
+            )
         backbone.train(backbone.train_while_tuning)
         theta = adaptation.prompt.compose().detach()
-        gradient = gradient_of(theta, rows, step, session.stop, prompt_of=[k for k, _ in drawn])
+        gradient = gradient_of(theta, work, step, session.stop)
         with phases("update"):
             _count_skipped(adaptation, gradient.finite, step)
             if gradient.finite:

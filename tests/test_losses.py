@@ -12,14 +12,14 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.losses import Flags, GradientPass, LateFlags
 from bmtpt_ds.model.backbone import checkpoint_activations
 from bmtpt_ds.runlog import Phases
-from bmtpt_ds.stopping import StopSignal
+from tests.one_step import gradient_of_rows
 
 CPU = torch.device("cpu")
 ROWS = [TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1]), TokenRow([9, 10, 11, 12, 13, 14, 1], [42, 43, 1])]
 
 
 def gradient_of(loaded, prompts: torch.Tensor, max_tokens: int):
-    return GradientPass(loaded, 0, max_tokens, 0, Phases(CPU))(prompts, ROWS, 1, StopSignal())
+    return gradient_of_rows(GradientPass(loaded, 0, max_tokens, 0, Phases(CPU)), prompts, ROWS)
 
 
 def by_definition(loaded, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +29,7 @@ def by_definition(loaded, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     for particle in theta:
         of_rows = []
         for row in ROWS:
-            of_rows.append(loaded.backbone.row_losses(particle[None], collate([[row]], 0, CPU))[0])
+            of_rows.append(loaded.backbone.row_losses(particle[None], collate([[row]], 0).on(CPU))[0])
         losses.append(torch.stack(of_rows).mean())
     losses = torch.stack(losses)
     losses.sum().backward()
@@ -67,19 +67,19 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) ->
     prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
     short = ShortMemory(loaded.backbone, rows=2)
     gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))
-    found = gradient_pass(prompts, ROWS, 1, StopSignal())
+    found = gradient_of_rows(gradient_pass, prompts, ROWS)
     torch.testing.assert_close(found.gradient, by_definition(loaded, prompts)[0], rtol=1e-4, atol=1e-6)
     assert short.refused > 0
     refused = short.refused
-    gradient_pass(prompts, ROWS, 2, StopSignal())
+    gradient_of_rows(gradient_pass, prompts, ROWS, 2)
     assert short.refused == refused  # learned once
 
 
 def test_out_of_memory_with_a_single_row_says_what_helps(loaded) -> None:
     short = ShortMemory(loaded.backbone, rows=0)
     with pytest.raises(UserError, match="activation_checkpointing"):
-        GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))(
-            torch.zeros(1, 5, 32), ROWS, 1, StopSignal()
+        gradient_of_rows(
+            GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU)), torch.zeros(1, 5, 32), ROWS
         )
 
 
@@ -103,7 +103,7 @@ def test_dropout_is_drawn_anew_each_step_and_again_the_same_on_resume(untied_mod
     model.backbone.train(model.backbone.train_while_tuning)
     prompts = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     gradients = [
-        GradientPass(model, 0, 10**9, 0, Phases(CPU))(prompts, ROWS, s, StopSignal()).gradient for s in (1, 2, 1)
+        gradient_of_rows(GradientPass(model, 0, 10**9, 0, Phases(CPU)), prompts, ROWS, s).gradient for s in (1, 2, 1)
     ]
     assert torch.equal(gradients[0], gradients[2])
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-2)
@@ -118,7 +118,7 @@ def test_nothing_is_read_back_by_the_host(loaded, checkpointing):
     backbone.train(backbone.train_while_tuning)
     gradient_pass = GradientPass(replace(loaded, backbone=backbone), 0, 64, 0, Phases(CPU))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        found = gradient_pass(torch.randn(3, 5, 32), ROWS, 1, StopSignal())
+        found = gradient_of_rows(gradient_pass, torch.randn(3, 5, 32), ROWS)
         assert found.gradient.shape == (3, 5, 32)
         with pytest.raises(RuntimeError):  # so the above can fail: this is what waits
             found.flags.read()
@@ -147,3 +147,33 @@ def test_on_a_gpu_flags_are_read_a_step_late():
     assert read(late, 6, stop=True) == [(5, True, False)]
     assert read(late, 7, finite=False) == [(6, True, True), (7, False, False)]
     assert read(late, 8) == []
+
+
+@pytest.mark.parametrize("short_rank", [0, 1])
+def test_a_rank_that_runs_out_of_memory_leaves_the_others_shares_alone(loaded, short_rank: int) -> None:
+    """Resident ranks may halve their passes on their own: what each was dealt stays what it was."""
+    prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    total = torch.zeros(3, 5, 32)
+    for rank in (0, 1):
+        short = ShortMemory(loaded.backbone, rows=2 if rank == short_rank else 100)
+        gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 150, 0, Phases(CPU), OneOfTwo(rank))
+        for step in (1, 2):  # the second begins with passes that fit
+            found = gradient_of_rows(gradient_pass, prompts, ROWS, step).gradient
+        total += found
+        assert bool(short.refused) == (rank == short_rank)
+    torch.testing.assert_close(total, by_definition(loaded, prompts)[0], rtol=1e-4, atol=1e-6)
+
+
+class OneOfTwo:
+    """The place of a rank in a job of two, which adds nothing up."""
+
+    data_ranks = 2
+
+    def __init__(self, data_rank: int):
+        self.data_rank = data_rank
+
+    def block(self, prompts: int) -> range:
+        return range(prompts)
+
+    def combine(self, own: torch.Tensor) -> torch.Tensor:
+        return own[None]

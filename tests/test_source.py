@@ -48,7 +48,7 @@ def test_first_step_is_algorithm_1(loaded, encoder, tasks, tmp_path: Path, scale
     theta = before.clone().requires_grad_()
     drawn = draw_rows(recipe.source, 0, 1, tasks, encoder)
     losses = [
-        loaded.backbone.row_losses(particle[None], collate([[row]], 0, torch.device("cpu")))[0] / 4
+        loaded.backbone.row_losses(particle[None], collate([[row]], 0).on(torch.device("cpu")))[0] / 4
         for particle in theta
         for row in drawn
     ]

@@ -11,8 +11,8 @@ from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.prompts import ComposedPrompt
 from bmtpt_ds.runlog import Phases
-from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.target import Adaptation, Prior, update
+from tests.one_step import gradient_of_rows
 
 CPU = torch.device("cpu")
 ROWS = [TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1]), TokenRow([9, 10, 11, 12, 1], [42, 43, 1])]
@@ -65,7 +65,7 @@ def objective(backbone, parameters: list[torch.Tensor], prior: Prior, task_of: l
     theta = ComposedPrompt(*parameters).compose()
     losses = []
     for row, k in zip(ROWS, task_of, strict=True):
-        loss = backbone.row_losses(theta[k : k + 1], collate([[row]], 0, torch.device("cpu")))[0]
+        loss = backbone.row_losses(theta[k : k + 1], collate([[row]], 0).on(CPU))[0]
         losses.append(loss + prior.negative_log(theta[k : k + 1])[0])
     return torch.stack(losses).mean()
 
@@ -86,7 +86,7 @@ def test_update_follows_the_gradient_of_equation_6(loaded, kind: str, task_of: l
             tensor += 0.3 * torch.randn(tensor.shape, generator=draw)
     before = [t.detach().clone().double() for t in adaptation.prompt.tensors()]
     gradient_pass, theta = GradientPass(loaded, 0, 10**9, 0, Phases(CPU)), adaptation.prompt.compose().detach()
-    found = gradient_pass(theta, ROWS, 1, StopSignal(), prompt_of=task_of)
+    found = gradient_of_rows(gradient_pass, theta, ROWS, prompt_of=task_of)
     share = torch.bincount(torch.tensor(task_of), minlength=tasks) / len(ROWS)
     prior_loss = update(target, adaptation, prior, found.gradient, share, 1, loaded.ranks)
 
@@ -121,7 +121,7 @@ def drift(loaded, sigma: float, kind: str = "gaussian") -> float:
     gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
     for step in range(1, 61):
         theta = adaptation.prompt.compose().detach()
-        gradient = gradient_pass(theta, ROWS, step, StopSignal()).gradient
+        gradient = gradient_of_rows(gradient_pass, theta, ROWS, step).gradient
         update(target, adaptation, prior, gradient, torch.ones(1), step, loaded.ranks)
     moved = adaptation.prompt.compose().detach()[0] - prior.centre
     return (moved.norm() / prior.centre.norm()).item()

@@ -89,9 +89,13 @@ def buckets(batch: MicroBatch) -> list[list[Cell]]:
 
 def padded_tokens(batch: MicroBatch) -> int:
     """Tokens that a micro-batch computes, padding included."""
+    return bucket_tokens(buckets(batch))
+
+
+def bucket_tokens(cut: Sequence[Sequence[Cell]]) -> int:
+    """Tokens of cells that are padded to the longest of their bucket."""
     return sum(
-        len(bucket) * (max(c.source_tokens for c in bucket) + max(c.target_tokens for c in bucket))
-        for bucket in buckets(batch)
+        len(bucket) * (max(c.source_tokens for c in bucket) + max(c.target_tokens for c in bucket)) for bucket in cut
     )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -63,7 +64,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class RowEncoder:
-    """Turns a task's rows into token ids, when they are needed: a step of the source stage reads only a few rows."""
+    """Turns a task's rows into token ids, when they are needed: a step of the source stage reads only a few rows.
+
+    Two threads may use it at once. So texts are cut here: to let the tokenizer do it changes the tokenizer meanwhile.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, data: DataConfig):
         self.tokenizer = tokenizer
@@ -71,6 +75,7 @@ class RowEncoder:
         self._longest: dict[str, int] = {}  # by task
         self._read: Counter[Task] = Counter()  # rows
         self._shortened: Counter[Task] = Counter()  # of these, those that were too long
+        self._counting = Lock()
 
     @property
     def labels(self) -> LabelStyle:
@@ -98,7 +103,7 @@ class RowEncoder:
 
     def encode_text(self, task: Task, text: str) -> list[int]:
         """Token ids of a text for a task, its end cut off where it is too long, end-of-sequence included."""
-        return self.tokenizer(text, truncation=True, max_length=self.max_source_length(task)).input_ids
+        return _cut(self._tokenised([text])[0], self.max_source_length(task))
 
     def encode_source(self, task: Task, row: dict) -> list[int]:
         """Token ids of a row's source text; its answer need not be known."""
@@ -111,11 +116,13 @@ class RowEncoder:
         shorter anyway.
         """
         whole, most = self._tokenised(texts), self.max_source_length(task)
-        self._read[task] += len(rows)
-        for i, ids in enumerate(whole):
-            if len(ids) > most:
-                self._shortened[task] += 1
-                whole[i] = self._shorten(task, rows[i])
+        long = [i for i, ids in enumerate(whole) if len(ids) > most]
+        for i in long:
+            whole[i] = self._shorten(task, rows[i])
+        with self._counting:
+            self._read[task] += len(rows)
+            if long:
+                self._shortened[task] += len(long)
         return whole
 
     def _shorten(self, task: Task, row: dict) -> list[int]:
@@ -147,7 +154,7 @@ class RowEncoder:
         return f"{100 * share:.1f}% (to {self.max_source_length(task)} tokens)"
 
     def encode_target(self, task: Task, text: str) -> list[int]:
-        return self.tokenizer(text, truncation=True, max_length=self.max_target_length(task)).input_ids
+        return _cut(self._tokenised([text])[0], self.max_target_length(task))
 
     def max_source_length(self, task: Task) -> int:
         """Tokens that a row's text may have, as the recipe says or, with `auto`, the task."""
@@ -183,18 +190,35 @@ class RowEncoder:
                 raise UserError(f"task {task.name}: {problem}; {' or '.join(mends)}")
 
 
-def collate(buckets: Sequence[Sequence[TokenRow]], pad_id: int, device: torch.device) -> list[Batch]:
-    """Pads the rows of each bucket on the right to its longest; one transfer to the device for all."""
-    host: list[torch.Tensor] = []
+@dataclass(frozen=True)
+class HostBatches:
+    """Padded batches on the host, ready to go to a device in one transfer."""
+
+    flat: torch.Tensor  # of each batch its ids, mask and labels
+    shapes: Sequence[tuple[int, int]]  # of each of these
+    padded: Sequence[bool]  # whether a batch's sources are of several lengths
+
+    def on(self, device: torch.device) -> list[Batch]:
+        parts = upload(self.flat, device).split([rows * width for rows, width in self.shapes])
+        views = iter([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
+        triples = zip(self.padded, views, views, views, strict=True)
+        return [Batch(source, mask if padded else None, labels) for padded, source, mask, labels in triples]
+
+
+def collate(buckets: Sequence[Sequence[TokenRow]], pad_id: int) -> HostBatches:
+    """Pads the rows of each bucket on the right to its longest."""
+    parts: list[torch.Tensor] = []
     for rows in buckets:
         source, mask = [row.source for row in rows], [[1] * len(row.source) for row in rows]
-        host += [pad(source, pad_id), pad(mask, 0), pad([row.target for row in rows], IGNORE)]
-    flat = upload(torch.cat([tensor.flatten() for tensor in host]), device)
-    parts = flat.split([tensor.numel() for tensor in host])
-    views = iter([part.view(tensor.shape) for part, tensor in zip(parts, host, strict=True)])
+        parts += [pad(source, pad_id), pad(mask, 0), pad([row.target for row in rows], IGNORE)]
+    flat = torch.cat([part.flatten() for part in parts])
     padded = [len({len(row.source) for row in rows}) > 1 for rows in buckets]
-    triples = zip(padded, views, views, views, strict=True)
-    return [Batch(source, mask if has_padding else None, labels) for has_padding, source, mask, labels in triples]
+    return HostBatches(flat, [tuple(part.shape) for part in parts], padded)
+
+
+def _cut(ids: list[int], most: int) -> list[int]:
+    """At most so many token ids, the last of them end-of-sequence."""
+    return ids if len(ids) <= most else ids[: most - 1] + ids[-1:]
 
 
 def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:

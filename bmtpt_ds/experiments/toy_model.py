@@ -128,7 +128,7 @@ def _pretrain(
             examples = [instructed(tasks, draw) for _ in range(_BATCH)]
             sources, targets = (tokenizer([e[i] for e in examples]).input_ids for i in (0, 1))
             rows = [TokenRow(*pair) for pair in zip(sources, targets, strict=True)]
-            (batch,) = collate([rows], 0, model.device)
+            (batch,) = collate([rows], 0).on(model.device)
             loss = model(input_ids=batch.source_ids, attention_mask=batch.source_mask, labels=batch.labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

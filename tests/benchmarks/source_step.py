@@ -38,8 +38,8 @@ from bmtpt_ds.data.tokens import IGNORE, TokenRow, pad
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
 from bmtpt_ds.runlog import Phases
-from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import init_state, svgd_step_
+from tests.one_step import gradient_of_rows
 
 L = 100  # prompt tokens
 LR = 0.3
@@ -142,11 +142,11 @@ def plain_step(model: T5ForConditionalGeneration, prompts: torch.Tensor) -> Step
 def our_step(model: Sharded, prompts: torch.Tensor) -> Step:
     theta = prompts.clone()
     particles = theta.view(len(theta), -1)  # [M, D]
-    state, stop = init_state(particles, "adamw"), StopSignal()
+    state = init_state(particles, "adamw")
     gradient_pass = GradientPass(model, 0, model.token_budget("auto", L + 512), 0, Phases(prompts.device))
 
     def step(rows: Sequence[TokenRow]) -> torch.Tensor:
-        gradient = gradient_pass(theta, rows, 1, stop).gradient
+        gradient = gradient_of_rows(gradient_pass, theta, rows).gradient
         svgd_step_(particles, -gradient.view_as(particles), state, lr=LR)
         return gradient
 

@@ -77,7 +77,7 @@ def work(folder: Path, json_name: str, out: Path) -> None:
     from bmtpt_ds.losses import GradientPass
     from bmtpt_ds.parallel import Ranks, load_backbone
     from bmtpt_ds.runlog import Phases
-    from bmtpt_ds.stopping import StopSignal
+    from tests.one_step import gradient_of_rows
 
     ranks = Ranks(timeout=300)
     before = rss()
@@ -88,7 +88,7 @@ def work(folder: Path, json_name: str, out: Path) -> None:
     rows = [TokenRow(list(range(3, 30)), [40, 1]), TokenRow(list(range(3, 25)), [41, 1])]
     prompts = torch.randn(2, 20, 768)
     for step in range(1, STEPS + 1):
-        gradient_pass(prompts, rows, step, StopSignal())
+        gradient_of_rows(gradient_pass, prompts, rows, step)
     figures |= {
         "held": held(model.backbone),
         "peak": greatest[0],

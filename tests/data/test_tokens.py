@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bmtpt_ds.tasks import TASKS, get_task
 
 
 def test_collate_pads_on_the_right() -> None:
-    (batch,) = collate([[TokenRow([5, 6, 1], [7, 1]), TokenRow([8, 1], [9, 4, 1])]], 0, torch.device("cpu"))
+    (batch,) = collate([[TokenRow([5, 6, 1], [7, 1]), TokenRow([8, 1], [9, 4, 1])]], 0).on(torch.device("cpu"))
     assert batch.source_ids.tolist() == [[5, 6, 1], [8, 1, 0]]
     assert batch.source_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.labels.tolist() == [[7, 1, IGNORE], [9, 4, 1]]
@@ -139,3 +140,18 @@ def test_whatever_the_text_it_fits(encoder, texts) -> None:
     source = encoder.encode(get_task("mnli"), {"premise": premise, "hypothesis": hypothesis, "label": 0}).source
     assert len(source) <= 32
     assert source[-1] == encoder.tokenizer.eos_token_id
+
+
+def test_two_threads_may_read_rows_at_once(tied_model: Path) -> None:
+    """The next step's rows are encoded while the validation's are."""
+    encoder = RowEncoder(load_tokenizer(tied_model), ModelConfig(max_source_length=40), DataConfig())
+    task, rows = get_task("sst2"), [{"sentence": "good film " * n, "label": 0} for n in (1, 60, 3, 90)]
+    expected = encoder.encode_all(task, rows)
+
+    def read(_: int) -> bool:
+        texts = [encoder.encode_text(task, "bad film " * n) for n in (1, 70)]
+        return [encoder.encode(task, row) for row in rows] == expected and list(map(len, texts)) == [3, 40]
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(read, range(100)))
+    assert encoder.cut_rows().endswith("sst2 50.0% (to 40 tokens)")

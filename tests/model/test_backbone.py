@@ -79,9 +79,9 @@ def test_buckets_change_no_loss(folder: Path, cut: list[int]) -> None:
     """One bucket padded to the longest, or rows of several lengths without padding."""
     rows = [TokenRow([5, 6, 7, 8, 9, 1], [40, 41, 1]), TokenRow([10, 11, 12, 1], [40, 1]), TokenRow([13, 1], [42, 1])]
     prompts, backbone = torch.randn(3, 5, 32), load(folder)
-    alone = [backbone.row_losses(p[None], collate([[row]], 0, CPU)) for p, row in zip(prompts, rows, strict=True)]
+    alone = [backbone.row_losses(p[None], collate([[row]], 0).on(CPU)) for p, row in zip(prompts, rows, strict=True)]
     ends = [sum(cut[: i + 1]) for i in range(len(cut))]
-    buckets = collate([rows[end - size : end] for size, end in zip(cut, ends, strict=True)], 0, CPU)
+    buckets = collate([rows[end - size : end] for size, end in zip(cut, ends, strict=True)], 0).on(CPU)
     assert [bucket.source_mask is None for bucket in buckets] == [size == 1 for size in cut]
     torch.testing.assert_close(backbone.row_losses(prompts, buckets), torch.cat(alone))
 

@@ -1,0 +1,77 @@
+"""A step's work on the host: its rows dealt to ranks and passes, padded in buckets. Nothing here touches a device.
+
+It follows from the step's rows alone, so that it can be made while a device is busy with the step before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bmtpt_ds.data.plan import Cell, MicroBatch, bucket_tokens, buckets, imbalance, plan_micro_batches
+from bmtpt_ds.data.tokens import HostBatches, TokenRow, collate
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What a step reads, the same on all ranks."""
+
+    rows: Sequence[TokenRow]
+    weights: Sequence[float]  # of each row's loss in the loss of a prompt that reads it
+    prompt_of: Sequence[int] | None = None  # which prompt reads each row; None: every prompt reads every row
+
+    @classmethod
+    def evenly(cls, rows: Sequence[TokenRow], prompt_of: Sequence[int] | None = None) -> "StepRows":
+        """Each row weighs as much as the others, all of them together 1."""
+        return cls(rows, [1 / len(rows)] * len(rows), prompt_of)
+
+
+@dataclass(frozen=True)
+class HostPass:
+    """One forward and backward pass of this rank."""
+
+    cells: MicroBatch  # in the order of the batches
+    weights: torch.Tensor  # [P, cells], of each cell's loss in each prompt's
+    batches: HostBatches
+    tokens: int  # padding included
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """This rank's share of a step."""
+
+    rows: Sequence[TokenRow]  # of the whole step
+    passes: Sequence[HostPass]
+    longest: int  # tokens of the step's longest cell
+    imbalance: float  # the costliest data rank's padded tokens over their mean
+
+
+def plan_step(
+    step: StepRows, *, prompts: int, length: int, data_ranks: int, data_rank: int, max_tokens: int, pad_id: int
+) -> StepWork:
+    """Deals a step's cells and pads this rank's.
+
+    Args:
+        prompts: P, how many prompts this rank's block has.
+        length: L, their tokens.
+        max_tokens: padded tokens of a pass, the same on all ranks.
+    """
+    cells = [
+        Cell(p, r, weight, length + len(row.source), len(row.target))
+        for r, (row, weight) in enumerate(zip(step.rows, step.weights, strict=True))
+        for p in (range(prompts) if step.prompt_of is None else (step.prompt_of[r],))
+    ]
+    plan = plan_micro_batches(cells, data_ranks, max_tokens)
+    passes = [host_pass(batch, step.rows, prompts, pad_id) for batch in plan[data_rank]]
+    return StepWork(step.rows, passes, max(cell.tokens for cell in cells), imbalance(plan))
+
+
+def host_pass(batch: MicroBatch, rows: Sequence[TokenRow], prompts: int, pad_id: int) -> HostPass:
+    """The pass of a micro-batch."""
+    cut = buckets(batch)
+    cells = [cell for bucket in cut for cell in bucket]
+    weights = torch.zeros(prompts, len(cells))
+    for i, cell in enumerate(cells):
+        weights[cell.prompt, i] = cell.weight
+    batches = collate([[rows[cell.row] for cell in bucket] for bucket in cut], pad_id)
+    return HostPass(cells, weights, batches, bucket_tokens(cut))
