@@ -201,9 +201,10 @@ def _add_adapt(parser: Parser) -> None:
     command = parser.add_command(
         "adapt",
         _adapt,
-        "adapt the particles' mean to a target task, or to several at once; validate, test once",
+        "adapt the particles' mean to target tasks: one, several at once, runs side by side; validate, test once",
         "bmtpt adapt --config first_run --particles runs/source --run-dir runs/mrpc",
         "deepspeed --module bmtpt_ds adapt --config table1/multi_glue --particles runs/paper --run-dir runs/glue",
+        "bmtpt adapt --config first_run --particles runs/source --run-dir runs/three --set target.seeds=[0,1,2]",
     )
     text = "a run of `source`; none: from vocabulary rows"
     add_recipe(command).add_argument("--particles", required=True, type=given, metavar="DIR|FILE|none", help=text)

@@ -1,13 +1,15 @@
 """Scores of a prompt on a task's rows: what it answers, by the task's metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import torch
 
 from bmtpt_ds.answers import PromptedTask, Question, answer
+from bmtpt_ds.data.tokens import RowEncoder
 from bmtpt_ds.session import Session
-from bmtpt_ds.tasks import Task
+from bmtpt_ds.tasks import LabelStyle, Task
 from bmtpt_ds.tasks.metrics import majority, score
 
 
@@ -26,17 +28,39 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class EncodedRows:
+    """A task's rows that are to be answered, more than once perhaps: read and encoded once."""
+
+    task: Task
+    rows: Sequence[dict]  # at least one
+    sources: Sequence[list[int]]  # token ids of their texts
+    references: Sequence  # what the answers are compared with
+
+    @classmethod
+    def of(cls, encoder: RowEncoder, task: Task, rows: Sequence[dict]) -> "EncodedRows":
+        return cls(
+            task, rows, [row.source for row in encoder.encode_all(task, rows)], [task.reference(row) for row in rows]
+        )
+
+
+@dataclass(frozen=True)
 class Scored:
     score: TaskScore
-    predictions: list[dict[str, str]]  # a row each: source, target, prediction
+    rows: EncodedRows
+    answers: Sequence[str]  # a row each
+
+    def predictions(self, encoder: RowEncoder) -> Iterator[dict[str, str]]:
+        """Source, target and prediction of each row, as text."""
+        for row, answer_ in zip(self.rows.rows, self.answers, strict=True):
+            text = encoder.text(self.rows.task, row)
+            yield {"source": text.source, "target": text.target, "prediction": answer_}
 
 
-def score_rows(session: Session, prompt: torch.Tensor, task: Task, rows: Sequence[dict]) -> Scored:
-    """Answers every row with one prompt and scores the answers.
+def score_prompts(session: Session, prompted: Sequence[tuple[torch.Tensor, EncodedRows]]) -> list[Scored]:
+    """Answers rows through prompts, all of them in one pass, and scores the answers of each pair.
 
     Args:
-        prompt: [L, H], the same on all ranks.
-        rows: a split's rows, at least one.
+        prompted: a prompt [L, H], the same on all ranks, and the rows that it is to answer.
 
     Returns:
         the same on every rank.
@@ -45,17 +69,16 @@ def score_rows(session: Session, prompt: torch.Tensor, task: Task, rows: Sequenc
         Stopped: a signal came; all ranks leave together.
     """
     encoder = session.encoder
-    prompted = PromptedTask(task, prompt, encoder)
-    questions = [Question(prompted, row.source) for row in encoder.encode_all(task, rows)]
-    predictions = answer(session, questions, session.recipe.evaluate.scoring)
-    references = [task.reference(row) for row in rows]
-    metrics = score(task, predictions, references, encoder.labels)
-    headline = task.metrics[0]
-    baseline = majority(task, references, encoder.labels)
-    return Scored(
-        TaskScore(headline, metrics[headline], metrics, baseline, len(rows)),
-        [
-            {"source": text.source, "target": text.target, "prediction": prediction}
-            for text, prediction in zip((encoder.text(task, row) for row in rows), predictions, strict=True)
-        ],
-    )
+    questions = []
+    for prompt, rows in prompted:
+        asked = PromptedTask(rows.task, prompt, encoder)
+        questions += [Question(asked, source) for source in rows.sources]
+    answers = iter(answer(session, questions, session.recipe.evaluate.scoring))
+    return [_scored(encoder.labels, rows, list(islice(answers, len(rows.rows)))) for _, rows in prompted]
+
+
+def _scored(labels: LabelStyle, rows: EncodedRows, answers: list[str]) -> Scored:
+    task, references = rows.task, rows.references
+    metrics = score(task, answers, references, labels)
+    headline, baseline = task.metrics[0], majority(task, references, labels)
+    return Scored(TaskScore(headline, metrics[headline], metrics, baseline, len(answers)), rows, answers)

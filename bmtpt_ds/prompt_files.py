@@ -8,7 +8,7 @@ import torch
 from bmtpt_ds.checkpoint import Damaged, Stored, read_tensors, write_tensors
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.prompts import ComposedPrompt
-from bmtpt_ds.run_directory import PARTICLES, PROMPT
+from bmtpt_ds.run_directory import PARTICLES, PROMPT, RUNS
 from bmtpt_ds.session import Session
 
 # what of a file's state tells its backbone, and in words
@@ -44,6 +44,8 @@ def read_run(folder: Path, stage: str) -> Stored:
     """The outcome of a finished run of `source` or `adapt`."""
     file, tensor = (folder / PARTICLES, "particles") if stage == "source" else (folder / PROMPT, "full")
     if not file.is_file():
+        if runs := sorted(entry for entry in (folder / RUNS).glob("*") if entry.is_dir()):
+            raise UserError(f"{folder}: holds {len(runs)} runs side by side; give one of them, such as {runs[0]}")
         raise UserError(f"{folder}: no {file.name} there; finish that run first (--resume)")
     return _read(file, tensor, stage)
 

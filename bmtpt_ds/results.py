@@ -1,7 +1,9 @@
 """results.json, and the table that a person reads."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.evaluate import TaskScore
@@ -38,6 +40,47 @@ def write_results(
         "mean": sum(s.score for s in scores.values()) / len(scores) if scores else None,
     }
     write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def write_results_of_runs(path: Path, session: Session, files: Sequence[Path]) -> None:
+    """Writes the results.json of runs side by side: of each task the mean of its runs, `std` and each `scores`.
+
+    Args:
+        files: the runs' own; all in folders of their names.
+    """
+    runs = [json.loads(file.read_text()) for file in files]
+    tasks = {}
+    for name in dict.fromkeys(task for run in runs for task in run["tasks"]):
+        of_task = [run["tasks"][name] for run in runs if name in run["tasks"]]
+        scores = [found["score"] for found in of_task]
+        metrics = {metric: fmean(found["metrics"][metric] for found in of_task) for metric in of_task[0]["metrics"]}
+        spread = {"std": stdev(scores) if len(scores) > 1 else None, "scores": scores}
+        tasks[name] = of_task[0] | {"score": fmean(scores), "metrics": metrics} | spread
+    results = runs[0] | {
+        "seed": None,
+        "seeds": session.recipe.target.seeds,
+        "rows_processed": {
+            "source": runs[0]["rows_processed"]["source"],  # once, for all of them
+            "target": sum(run["rows_processed"]["target"] for run in runs),
+        },
+        "trainable_parameters": sum(run["trainable_parameters"] for run in runs),
+        "tasks": tasks,
+        "mean": fmean(task["score"] for task in tasks.values()),
+        "runs": [file.parent.name for file in files],
+    }
+    write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def table_of_runs(scores: Sequence[dict[str, TaskScore]], split: str) -> str:
+    """A line a task of runs side by side: mean and sample standard deviation of the headline over its runs."""
+    lines = [f"{'task':<12} {'runs':>4} {'rows':>6}  majority  {split}"]
+    for name in dict.fromkeys(task for of_run in scores for task in of_run):
+        of_task = [of_run[name] for of_run in scores if name in of_run]
+        values, first = [s.score for s in of_task], of_task[0]
+        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+        figures = f"{first.majority:>8.1f}  {first.metric} {fmean(values):.1f}{spread}"
+        lines.append(f"{name:<12} {len(values):>4} {first.rows:>6}  {figures}")
+    return "\n".join(lines)
 
 
 def score_table(scores: dict[str, TaskScore], split: str) -> str:

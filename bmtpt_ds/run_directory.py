@@ -10,17 +10,35 @@ from typing import IO
 import yaml
 
 from bmtpt_ds.checkpoint import TEMPORARY, Checkpoints, Stored, write_atomically
-from bmtpt_ds.config import Recipe
+from bmtpt_ds.config import Recipe, RunConfig
 from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.quiet import print_line
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
+RUNS = "runs"  # of several runs side by side: a directory of each
 # all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
-_OWN = (RESULTS, METRICS, PARTICLES, PROMPT, "checkpoints", "tensorboard", "csv_monitor", "wandb", CONFIG, ".lock")
+_OWN = (
+    RESULTS,
+    METRICS,
+    PARTICLES,
+    PROMPT,
+    RUNS,
+    "checkpoints",
+    "tensorboard",
+    "csv_monitor",
+    "wandb",
+    CONFIG,
+    ".lock",
+)
 # what may differ when a run goes on: it changes how it runs, not what it computes
-_FREE = ("run", "evaluate", "source.particle_ranks", "source.svgd.backend")
+_FREE = (
+    *(f"run.{key}" for key in RunConfig.model_fields if key != "seed"),
+    "evaluate",
+    "source.particle_ranks",
+    "source.svgd.backend",
+)
 
 
 class RunDirectory:
@@ -58,6 +76,12 @@ class RunDirectory:
         for line in refused:
             print_line(f"{line}; the checkpoint before it is used")
         return stored
+
+    def of_run(self, name: str, recipe: Recipe) -> "RunDirectory":
+        """The directory of one of several runs side by side; this one, if its run is alone."""
+        if not name:
+            return self
+        return RunDirectory(self.path / RUNS / name, recipe, self._about, resume=self._resume, overwrite=False)
 
     def check(self) -> None:
         """Refuses, without touching anything, a directory that this run may not write in.

@@ -85,8 +85,36 @@ class Phases:
         return {name: round(value, 6) for name, value in taken.items()}
 
 
+class _MetricsFile:
+    """A run's metrics.jsonl."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / METRICS
+
+    def keep_until(self, start: int, validated: int) -> None:
+        """Drops the lines of later steps and validations."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # torn by the kill
+            if values["step"] <= (validated if "validation" in values else start):
+                kept.append(line)
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode(), GO_ON)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        with written(self.path, GO_ON), open(self.path, "a") as file:
+            file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+
+
 class RunLog:
-    """The log of one run. Rank 0 writes and speaks; where it cannot write, all ranks learn of it."""
+    """The log of one run, or of several that are trained side by side.
+
+    Rank 0 writes and speaks; where it cannot write, all ranks learn of it.
+    """
 
     def __init__(
         self,
@@ -98,6 +126,7 @@ class RunLog:
         validated: int,
         steps: int,
         title: str,
+        runs: Mapping[str, Path] | None = None,
     ):
         """
         Args:
@@ -107,34 +136,24 @@ class RunLog:
             validated: likewise for the lines of validations.
             steps: of the whole run.
             title: the stage, in front of every line for a person.
+            runs: the directories of runs side by side, by name; each gets a metrics.jsonl of its own.
 
         Raises:
             UserError: the disk is full, and its like.
         """
         self.phases = Phases(ranks.device)
         self._ranks, self._first, self._steps = ranks, ranks.first, steps
-        self._path, self._title = folder / METRICS, title
+        self._file, self._title = _MetricsFile(folder), title
+        self._files = {name: _MetricsFile(path) for name, path in (runs or {}).items()}
         self._bar = open_bar(title, steps, done=start, shown=self._first)
         self._monitor: MonitorMaster | None = None
         ranks.first_does(lambda: self._open(ds, start, validated))
 
     def _open(self, ds: Mapping[str, Any], start: int, validated: int) -> None:
-        self._keep_lines_until(start, validated)
-        with written(f"what the monitors log of {self._path.parent}", GO_ON):
-            self._monitor = MonitorMaster(get_monitor_config(_monitor_sections(ds, self._path.parent)))
-
-    def _keep_lines_until(self, start: int, validated: int) -> None:
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue  # torn by the kill
-            if values["step"] <= (validated if "validation" in values else start):
-                kept.append(line)
-        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode(), GO_ON)
+        for file in (self._file, *self._files.values()):
+            file.keep_until(start, validated)
+        with written(f"what the monitors log of {self._file.path.parent}", GO_ON):
+            self._monitor = MonitorMaster(get_monitor_config(_monitor_sections(ds, self._file.path.parent)))
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -154,13 +173,32 @@ class RunLog:
         """
         self._ranks.first_does(lambda: self._line(values))
 
+    def line_of_runs(
+        self,
+        together: Mapping[str, Any],
+        of_runs: Mapping[str, Mapping[str, Any]],
+        of_job: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As `line`: one of all runs `together`, and one of each run by its name. A run that is alone has one line.
+
+        Args:
+            of_job: what the runs have in common, such as the time of a step.
+        """
+
+        def lines() -> None:
+            for name, file in self._files.items():
+                file.add(of_runs[name])
+            (alone,) = [together] if self._files else of_runs.values()
+            self._line({**alone, **(of_job or {})})
+
+        self._ranks.first_does(lines)
+
     def _line(self, values: Mapping[str, Any]) -> None:
         values = _finite(values)
-        with written(self._path, GO_ON), open(self._path, "a") as file:
-            file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.add(values)
         step = values["step"]
         events = [(f"{self._title}/{k}", v, step) for k, v in _flatten(values) if k != "step"]
-        with written(f"what the monitors log of {self._path.parent}", GO_ON):
+        with written(f"what the monitors log of {self._file.path.parent}", GO_ON):
             self._monitor.write_events(events)
         if "validation" in values:
             self.say(f"{self._title} {step}/{self._steps}  {_validation(values['validation'])}")
@@ -243,7 +281,8 @@ def _figures(values: Mapping[str, Any], steps_left: int, *, brief: bool) -> Iter
     if values.get("seconds") is not None:
         yield f"{duration(values['seconds'] * steps_left)} left" if steps_left else "done"
     if values.get("loss") is not None:
-        losses = [loss for loss in values.get("losses", []) if loss is not None]
+        several = values.get("losses") or values.get("run_losses", {}).values()
+        losses = [loss for loss in several if loss is not None]
         between = f" ({min(losses):.3g} to {max(losses):.3g})" if len(losses) > 1 and not brief else ""
         yield f"loss {values['loss']:.{digits + 1}g}{between}"
     for name, names in _NAMES.items():

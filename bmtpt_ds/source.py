@@ -20,7 +20,7 @@ from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.evaluate import score_rows
+from bmtpt_ds.evaluate import EncodedRows, score_prompts
 from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
 from bmtpt_ds.parallel import Grid, Ranks, particle_ranks
 from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
@@ -93,6 +93,10 @@ def learn_posterior(
     gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
     backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)
+    validation = [
+        EncodedRows.of(session.encoder, task, splits.validation)
+        for task, splits in (tasks if source.eval_every else ())
+    ]
     log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")
 
     def work_of(step: int) -> StepWork:
@@ -103,7 +107,7 @@ def learn_posterior(
         while True:
             if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
                 with phases.paused():
-                    validate(session, tasks, posterior, log)
+                    validate(session, validation, posterior, log)
             if posterior.step == source.steps:
                 return
             step = posterior.step + 1
@@ -209,10 +213,11 @@ def metrics_of(
     }
 
 
-def validate(session: Session, tasks: Sequence[TaskSplits], posterior: Posterior, log: RunLog) -> None:
+def validate(session: Session, rows: Sequence[EncodedRows], posterior: Posterior, log: RunLog) -> None:
     """Scores the particles' mean on the source tasks' validation rows and logs a line."""
     centre = posterior.particles.mean(dim=0)
-    scores = {task.name: score_rows(session, centre, task, splits.validation).score.score for task, splits in tasks}
+    scored = score_prompts(session, [(centre, of_task) for of_task in rows])
+    scores = {s.rows.task.name: s.score.score for s in scored}
     posterior.validated = posterior.step
     log.line({"step": posterior.step, "validation": scores | {"mean": sum(scores.values()) / len(scores)}})
 

@@ -36,7 +36,7 @@ def source_tasks(recipe: Recipe) -> list[Task]:
 
 
 def target_tasks(recipe: Recipe) -> list[Task]:
-    """The tasks of the target stage: all for one run with `target.multi`, else each for a run of its own.
+    """The tasks of the target stage: all in one run with `target.multi`, else each in a run of its own.
 
     Raises:
         UserError: none, an unknown one, or one that cannot be scored as the recipe asks.
@@ -47,18 +47,34 @@ def target_tasks(recipe: Recipe) -> list[Task]:
     return tasks
 
 
-def tasks_of_adaptation(recipe: Recipe) -> list[Task]:
-    """The tasks that one run of `adapt` adapts to.
+def adaptation_runs(recipe: Recipe) -> dict[str, Recipe]:
+    """The runs that one `adapt` trains side by side, each as a recipe of its own, by the name of its folder.
+
+    With `target.seeds` a run a seed, and a seed a task where they are not learned together (`target.multi`); else one
+    run, whose name is "".
 
     Raises:
-        UserError: as `target_tasks`, and several without `target.multi`.
+        UserError: as `target_tasks`; several tasks without `target.multi` or `target.seeds`.
     """
-    tasks = target_tasks(recipe)
-    if len(tasks) > 1 and not recipe.target.multi:
-        one = f"choose one for this run (--set target.tasks=[{tasks[0].name}])"
-        together = "or adapt to all of them together (--set target.multi=true)"
-        raise UserError(f"target.tasks names {len(tasks)} tasks: {one}, {together}")
-    return tasks
+    tasks, target = target_tasks(recipe), recipe.target
+    if target.seeds is None:
+        if len(tasks) > 1 and not target.multi:
+            one = f"choose one for this run (--set target.tasks=[{tasks[0].name}])"
+            together = "adapt to all of them together (--set target.multi=true)"
+            beside = f"or to each alone, side by side (--set target.seeds=[{recipe.run.seed}])"
+            raise UserError(f"target.tasks names {len(tasks)} tasks: {one}, {together}, {beside}")
+        return {"": recipe}
+    groups = {"multi": target.tasks} if target.multi else {name: [name] for name in target.tasks}
+    return {
+        f"{name}-{seed}": recipe.model_copy(
+            update={
+                "target": target.model_copy(update={"tasks": group, "seeds": None}),
+                "run": recipe.run.model_copy(update={"seed": seed}),
+            }
+        )
+        for name, group in groups.items()
+        for seed in target.seeds
+    }
 
 
 def every_task(recipe: Recipe) -> list[Task]:

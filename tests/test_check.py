@@ -76,6 +76,7 @@ def test_a_recipe_of_both_stages(recipe: Path, untied_model: Path, rows: Path, c
     ("settings", "said"),
     [
         ([], "2 tasks in a run each (--set target.tasks=[mrpc]), 6 steps of 4 rows, 8 shots a task"),
+        (["target.seeds=[0, 4]"], "2 tasks side by side, 6 steps of 4 rows, 8 shots a task; a run of each seed: 0, 4"),
         (["target.multi=true"], "2 tasks at once, 6 steps of 4 rows, 8 shots a task"),
         (["target.batch_size=32"], "6 steps of 8 rows, 8 shots a task"),
         (["target.batch_size=32", "target.multi=true"], "6 steps of 16 rows, 8 shots a task"),

@@ -10,7 +10,7 @@ import yaml
 
 from bmtpt_ds.cli import command_line, main
 from bmtpt_ds.config import Recipe, load_recipe
-from bmtpt_ds.stage_inputs import source_tasks, target_tasks, tasks_of_adaptation
+from bmtpt_ds.stage_inputs import adaptation_runs, source_tasks, target_tasks
 
 RECIPES = Path(__file__).parents[1] / "bmtpt_ds" / "recipes"
 NAMES = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
@@ -115,7 +115,8 @@ def test_the_commands_of_a_header_run_what_it_says(name: str) -> None:
         assert (options.command, options.config, options.resume) == ("adapt", name, True)
         assert options.particles == str(source.run_dir)
         assert options.deepspeed_config == source.deepspeed_config
-        adapted += [task.name for task in tasks_of_adaptation(load_recipe(options.config, options.set))]
+        for recipe in adaptation_runs(load_recipe(options.config, options.set)).values():
+            adapted += recipe.target.tasks
     assert adapted == ([] if name == "paper" else ours.target.tasks)
     folders = [options.run_dir for options in (source, *adaptations)]
     assert len(set(folders)) == len(folders)

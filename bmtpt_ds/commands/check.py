@@ -150,8 +150,12 @@ def _target(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) ->
     shots = f", {target.shots} shots{' a task' * (len(tasks) > 1)}" if target.shots else ""
     text = f"{target.steps} steps of {_batch(recipe, tasks, splits)} rows{shots}"
     if len(tasks) > 1:
-        how = "at once" if target.multi else f"in a run each (--set target.tasks=[{tasks[0].name}])"
+        how = "at once" if target.multi else "side by side"
+        if not target.multi and target.seeds is None:
+            how = f"in a run each (--set target.tasks=[{tasks[0].name}])"
         text = f"{len(tasks)} tasks {how}, {text}"
+    if target.seeds:
+        text += f"; a run of each seed: {', '.join(map(str, target.seeds))}"
     return [_Line("target", text), *_rows(recipe, tasks, splits)]
 
 

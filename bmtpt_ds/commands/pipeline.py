@@ -5,24 +5,31 @@ only then makes its directory: a mistake leaves nothing behind.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from bmtpt_ds.adaptation.reports import score_runs
+from bmtpt_ds.adaptation.runs import TargetRun
+from bmtpt_ds.adaptation.state import Adaptation
 from bmtpt_ds.checkpoint import GO_ON, Stored, write_atomically
+from bmtpt_ds.commands.stage_run import nothing_to_do, open_log, restore, say_cut_rows
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.data.splits import TaskSplits
+from bmtpt_ds.data.splits import Splits, TaskSplits
+from bmtpt_ds.data.tokens import RowEncoder
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.evaluate import Scored, score_rows
-from bmtpt_ds.parallel import Ranks, particle_ranks
+from bmtpt_ds.evaluate import EncodedRows, Scored, TaskScore, score_prompts
+from bmtpt_ds.parallel import particle_ranks
 from bmtpt_ds.prompt_files import check_belongs, prompt_for, read_particles, read_run, write_particles, write_prompt
 from bmtpt_ds.quiet import say
-from bmtpt_ds.results import score_table, write_results
+from bmtpt_ds.results import score_table, table_of_runs, write_results, write_results_of_runs
 from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory, check_files
-from bmtpt_ds.runlog import RunLog, check_monitors
 from bmtpt_ds.session import Session, at_work, load_rows, open_session, start
 from bmtpt_ds.source import Posterior, learn_posterior, svgd_backend
-from bmtpt_ds.stage_inputs import check_source_rows, source_tasks, target_splits, tasks_of_adaptation
-from bmtpt_ds.target import Adaptation, Prior, adapt, batch_size_of
+from bmtpt_ds.stage_inputs import adaptation_runs, check_source_rows, source_tasks, target_splits, target_tasks
+from bmtpt_ds.target import Prior, adapt
 from bmtpt_ds.tasks import get_task
 
 
@@ -37,7 +44,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
     tasks = source_tasks(recipe)
     ds, ranks = start(recipe, json_name)
     directory = RunDirectory(run_dir, recipe, {"stage": "source"}, resume=resume, overwrite=overwrite)
-    if _nothing_to_do(ranks, directory, ds, json_name):
+    if nothing_to_do(ranks, directory, ds, json_name):
         return
     particle_ranks(source.particle_ranks, source.particles, ranks.world)  # refuses an impossible grid
     with at_work(ranks, GO_ON) as stop:
@@ -51,16 +58,16 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
             session.encoder.check_answers(task)
         posterior = Posterior.start(session.initial_prompts(source.particles), source.optimizer)
         ranks.together(lambda: svgd_backend(source, posterior.particles))  # before anything is written
-        _restore(session, directory, posterior)
+        restore(session, directory, posterior)
         ranks.first_does(directory.open)
-        log = _open_log(session, directory, posterior, source.steps, sources)
+        log = open_log(session, directory, posterior, source.steps, sources)
         learn_posterior(session, sources, posterior, log, directory.checkpoints)
         log.close()
         if ranks.first:
             processed = {"source": source.steps * cells, "target": 0}
             write_particles(run_dir, session, posterior.particles, source.tasks, processed)
             write_results(run_dir / RESULTS, session, processed, posterior.particles.numel())
-        _say_cut_rows(log, session)
+        say_cut_rows(log, session)
         log.say(f"source: {source.steps} steps done, {posterior.describe()} in {run_dir / PARTICLES}")
 
 
@@ -69,48 +76,85 @@ def run_adapt(
 ) -> None:
     """`bmtpt adapt`: adapts the centre of the particles to the target tasks, picks by validation, tests once.
 
+    With `target.seeds` several runs side by side, each with a directory of its own below `run_dir`.
+
     Args:
         particles: a run's directory or file, or `none` to start from vocabulary rows without a prior.
 
     Raises:
         UserError, Stopped: as `run_source`.
     """
-    target = recipe.target
-    tasks = tasks_of_adaptation(recipe)
+    recipes = adaptation_runs(recipe)
+    tasks = target_tasks(recipe)
     ds, ranks = start(recipe, json_name)
     about = {"stage": "adapt", "particles": particles}
     directory = RunDirectory(run_dir, recipe, about, resume=resume, overwrite=overwrite)
-    if _nothing_to_do(ranks, directory, ds, json_name):
+    if nothing_to_do(ranks, directory, ds, json_name):
         return
     with at_work(ranks, GO_ON) as stop:
-        read = zip(tasks, load_rows(ranks, recipe, tasks), strict=True)
-        targets = [TaskSplits(task, target_splits(recipe, task, splits)) for task, splits in read]
+        splits = dict(zip((task.name for task in tasks), load_rows(ranks, recipe, tasks), strict=True))
+        runs = [_target_run(name, own, splits) for name, own in recipes.items()]
         stored = None if particles == "none" else ranks.from_first(ranks.first_does(lambda: read_particles(particles)))
-        batch = batch_size_of(target, targets)
-        session = open_session(recipe, ranks, ds, batch, stop)
+        session = open_session(recipe, ranks, ds, sum(run.batch_size for run in runs), stop)
         for task in tasks:
             session.encoder.check_answers(task)
-        prior, rows_before = _prior(session, stored)
-        adaptation = Adaptation(prior.centre, len(tasks), target)
-        _restore(session, directory, adaptation)
-        ranks.first_does(directory.open)
-        log = _open_log(session, directory, adaptation, target.steps, targets)
-        adapt(session, targets, prior, adaptation, log, directory.checkpoints)
-        best = adaptation.best.compose().detach()
-        tested = {
-            task.name: score_rows(session, prompt, task, splits.test).score
-            for (task, splits), prompt in zip(targets, best, strict=True)
-        }
+        prior, rows_before = _prior(session, stored, runs)
+        adaptation = Adaptation(prior.centre, len(runs[0].tasks), recipe.target)
+        restore(session, directory, adaptation)
+        directories = [directory.of_run(run.name, run.recipe) for run in runs]
+        for each in dict.fromkeys([directory, *directories]):
+            ranks.first_does(each.open)
+        places = {run.name: own.path for run, own in zip(runs, directories, strict=True) if run.name}
+        trained = [TaskSplits(task, target_splits(recipe, task, splits[task.name])) for task in tasks]
+        log = open_log(session, directory, adaptation, recipe.target.steps, trained, places)
+        adapt(session, runs, prior, adaptation, log, directory.checkpoints)
+        test_rows = {task.name: EncodedRows.of(session.encoder, task, splits[task.name].test) for task in tasks}
+        scored = score_runs(session, runs, adaptation.best.compose(), test_rows)
         log.close()
+        tested = [{name: s.score for name, s in of_run.items()} for of_run in scored]
         if ranks.first:
-            processed = {"source": rows_before, "target": target.steps * batch}
-            write_prompt(run_dir, session, adaptation.best, list(tested), processed)
-            parameters = sum(t.numel() for t in adaptation.best.tensors())
-            write_results(
-                run_dir / RESULTS, session, processed, parameters, shots=target.shots, split="test", scores=tested
-            )
-        _say_cut_rows(log, session)
-        log.say(score_table(tested, "test"))
+            for r, (run, own) in enumerate(zip(runs, directories, strict=True)):
+                _write_run(own.path, replace(session, recipe=run.recipe), run, adaptation, r, rows_before, tested[r])
+            if places:
+                write_results_of_runs(run_dir / RESULTS, session, [path / RESULTS for path in places.values()])
+        say_cut_rows(log, session)
+        log.say(table_of_runs(tested, "test") if places else score_table(tested[0], "test"))
+
+
+def _target_run(name: str, recipe: Recipe, splits: Mapping[str, Splits]) -> TargetRun:
+    """A run's tasks with the rows that it trains on, which its seed picks."""
+    tasks = target_tasks(recipe)
+    return TargetRun(name, recipe, [TaskSplits(t, target_splits(recipe, t, splits[t.name])) for t in tasks])
+
+
+def _prior(session: Session, stored: Stored | None, runs: Sequence[TargetRun]) -> tuple[Prior, int]:
+    """The prior of the runs' prompts [R, M, L, H], and the rows that the source stage processed."""
+    target = session.recipe.target
+    if stored is None:
+        begun = [replace(session, recipe=run.recipe).initial_prompts(1) for run in runs]
+        return Prior("none", torch.stack(begun), target.sigma), 0
+    check_belongs(stored, session)
+    particles = stored.tensors["particles"].to(session.ranks.device)
+    return Prior(target.prior, particles.expand(len(runs), *particles.shape), target.sigma), stored.state[
+        "rows_processed"
+    ]["source"]
+
+
+def _write_run(
+    folder: Path,
+    session: Session,
+    run: TargetRun,
+    adaptation: Adaptation,
+    number: int,
+    rows_before: int,
+    scores: dict[str, TaskScore],
+) -> None:
+    """What a run leaves; `session` has its recipe."""
+    target, best = run.recipe.target, adaptation.best.of_run(number)
+    processed = {"source": rows_before, "target": target.steps * run.batch_size}
+    write_prompt(folder, session, best, list(scores), processed)
+    parameters = sum(tensor.numel() for tensor in best.tensors())
+    write_results(folder / RESULTS, session, processed, parameters, shots=target.shots, split="test", scores=scores)
 
 
 def run_evaluate(
@@ -157,7 +201,8 @@ def run_evaluate(
         say(session.describe())
         for task, rows in zip(tasks, splits, strict=True):
             prompt = prompts[task.name].to(ranks.device)
-            scored[task.name] = score_rows(session, prompt, task, getattr(rows, split))
+            chosen = EncodedRows.of(session.encoder, task, getattr(rows, split))
+            (scored[task.name],) = score_prompts(session, [(prompt, chosen)])
     if not ranks.first:
         return ""
     scores = {name: s.score for name, s in scored.items()}
@@ -169,68 +214,13 @@ def run_evaluate(
             processed = stored.state["rows_processed"]
             write_results(json_file, session, processed, parameters, shots=shots, split=split, scores=scores)
         if predictions_file:
-            _write_predictions(predictions_file, scored)
+            _write_predictions(predictions_file, session.encoder, scored)
     except UserError:
         say(table)  # it may have taken hours
         raise
     return table
 
 
-def _write_predictions(file: Path, scored: dict[str, Scored]) -> None:
-    lines = [json.dumps({"task": name, **p}) for name, s in scored.items() for p in s.predictions]
+def _write_predictions(file: Path, encoder: RowEncoder, scored: dict[str, Scored]) -> None:
+    lines = [json.dumps({"task": name, **p}) for name, s in scored.items() for p in s.predictions(encoder)]
     write_atomically(file, ("\n".join(lines) + "\n").encode())
-
-
-def _nothing_to_do(ranks: Ranks, directory: RunDirectory, ds: dict, json_name: str | None) -> bool:
-    """Refuses a directory or a monitor that cannot be written; True if the run to be resumed is finished."""
-    ranks.first_does(directory.check)
-    ranks.first_does(lambda: check_monitors(ds, str(json_name)))
-    finished = ranks.from_first(directory.finished)
-    if finished:
-        say(f"{directory.path}: finished already")
-    return finished
-
-
-def _prior(session: Session, stored: Stored | None) -> tuple[Prior, int]:
-    """The prior of the target prompt, and the rows that its source stage processed."""
-    target = session.recipe.target
-    if stored is None:
-        return Prior("none", session.initial_prompts(1), target.sigma), 0
-    check_belongs(stored, session)
-    particles = stored.tensors["particles"].to(session.ranks.device)
-    return Prior(target.prior, particles, target.sigma), stored.state["rows_processed"]["source"]
-
-
-def _restore(session: Session, directory: RunDirectory, state: Posterior | Adaptation) -> None:
-    """Puts `state` where the newest sound checkpoint stands, on all ranks; leaves it where there is none."""
-    found = session.ranks.first_does(directory.checkpoint_to_resume)
-    stored: Stored | None = session.ranks.from_first(found)
-    if stored is not None:
-        check_belongs(stored, session)
-        state.restore(stored.tensors, stored.state)
-
-
-def _say_cut_rows(log: RunLog, session: Session) -> None:
-    if cut := session.encoder.cut_rows():
-        log.say(cut)
-
-
-def _open_log(
-    session: Session, directory: RunDirectory, state: Posterior | Adaptation, steps: int, tasks: Sequence[TaskSplits]
-) -> RunLog:
-    """The run's log, which first says what is run, with what and where."""
-    log = RunLog(
-        directory.path,
-        session.model.ds,
-        ranks=session.ranks,
-        start=state.step,
-        validated=state.validated,
-        steps=steps,
-        title=directory.stage,
-    )
-    again = f", on from step {state.step}" if state.step else ""
-    log.say(f"{directory.stage} into {directory.path}: {steps} steps{again}, {state.describe()}")
-    counts = [f"{task.name} {' + '.join(f'{len(rows):,}' for rows in splits)}" for task, splits in tasks]
-    log.say(f"rows (train + validation + test): {', '.join(counts)}")
-    log.say(session.describe())
-    return log

@@ -103,6 +103,8 @@ class TargetConfig(StageConfig):
     """Stage 2, adaptation to target tasks (Algorithm 1, lower half; Eq. 6)."""
 
     multi: bool = False  # all tasks at once, W shared; else one task a run
+    # a run of each of these seeds, and of each task, side by side in one job; default: one run, of run.seed
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     shots: Count | None = None  # k examples of a task; default: every training row
     steps: Count = 30_000
     batch_size: Count = 32
@@ -116,6 +118,9 @@ class TargetConfig(StageConfig):
     @model_validator(mode="after")
     def _consistent(self) -> "TargetConfig":
         _refuse_repeats(self.tasks)
+        seeds = self.seeds or []
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds names {repeated([str(seed) for seed in seeds])} more than once")
         _refuse_long_warmup(self)
         return self
 

@@ -62,7 +62,7 @@ def run_demo(out: Path) -> str:
     """Runs the demo into `out`.
 
     Args:
-        out: model/ (kept for the next time), tasks/, source/<method>, target/<method>/<task>-<seed>, demo.json,
+        out: model/ (kept for the next time), tasks/, source/<method>, target/<method>/runs/<task>-<seed>, demo.json,
             demo.png, demo.log.
 
     Returns:
@@ -167,26 +167,19 @@ def _free_port() -> int:
 
 
 def _adapt_all(out: Path, overrides: list[str], log: IO[str]) -> Scores:
-    """Every method on every target with every seed, in this process; what the runs print goes to the log."""
-    scores: Scores = {method.name: {task: [] for task in TARGETS} for method in METHODS}
+    """Every method on every target with every seed, side by side in this process; what is printed goes to the log."""
+    scores: Scores = {}
     Ranks(load_recipe("demo").run.timeout)  # DeepSpeed silences a compiler on the stderr that is there when it begins
-    with tqdm(total=len(METHODS) * len(TARGETS) * len(SEEDS), desc="     adapting", unit="run", disable=None) as bar:
-        for method in METHODS:
-            particles = str(out / "source" / method.name) if method.particles else "none"
-            for task in TARGETS:
-                for seed in SEEDS:
-                    recipe = load_recipe("demo", [*overrides, f"target.tasks=[{task}]", f"run.seed={seed}"])
-                    run_dir = _target_run(out, method, task, seed)
-                    with redirect_stderr(log):
-                        run_adapt(recipe, particles, run_dir, None, resume=False, overwrite=False)
-                    results = json.loads((run_dir / RESULTS).read_text())
-                    scores[method.name][task].append(results["tasks"][task]["score"])
-                    bar.update()
+    own = [f"target.tasks=[{', '.join(TARGETS)}]", f"target.seeds={list(SEEDS)}"]
+    recipe = load_recipe("demo", [*overrides, *own])
+    for method in tqdm(METHODS, desc="     adapting", unit="way", disable=None):
+        particles = str(out / "source" / method.name) if method.particles else "none"
+        run_dir = out / "target" / method.name
+        with redirect_stderr(log):
+            run_adapt(recipe, particles, run_dir, None, resume=False, overwrite=False)
+        results = json.loads((run_dir / RESULTS).read_text())
+        scores[method.name] = {task: results["tasks"][task]["scores"] for task in TARGETS}
     return scores
-
-
-def _target_run(out: Path, method: Method, task: str, seed: int) -> Path:
-    return out / "target" / method.name / f"{task}-{seed}"
 
 
 def _losses(out: Path) -> dict[str, tuple[list[int], list[list[float]]]]:
@@ -234,5 +227,5 @@ Figures:             {folder}/demo.json
 Everything printed:  {folder}/demo.log
 Next:
   tensorboard --logdir {folder}
-  echo "{text}" | bmtpt predict --prompt {folder}/target/bmtpt/course-0
+  echo "{text}" | bmtpt predict --prompt {folder}/target/bmtpt/runs/course-0
   bmtpt source --config first_run --run-dir runs/source      # a real T5 and real tasks, from the hub"""

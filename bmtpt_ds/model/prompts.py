@@ -40,7 +40,10 @@ def initial_prompts(
 
 @dataclass
 class ComposedPrompt:
-    """The prompts W * (a b^T) of N target tasks (section 4.2.2): full rank for what they share, rank one for each."""
+    """The prompts W * (a b^T) of N target tasks (section 4.2.2): full rank for what they share, rank one for each.
+
+    Of R runs side by side, each with its own W: R in front of every shape.
+    """
 
     full: torch.Tensor  # W [L, H]
     a: torch.Tensor  # [N, L]
@@ -49,16 +52,20 @@ class ComposedPrompt:
     @classmethod
     def start_at(cls, centre: torch.Tensor, tasks: int) -> "ComposedPrompt":
         """W at `centre` [L, H], a and b at ones: every task's composition equals `centre`."""
-        length, hidden = centre.shape
-        return cls(centre.clone(), centre.new_ones(tasks, length), centre.new_ones(tasks, hidden))
+        *runs, length, hidden = centre.shape
+        return cls(centre.clone(), centre.new_ones(*runs, tasks, length), centre.new_ones(*runs, tasks, hidden))
 
     def compose(self) -> torch.Tensor:
         """The prompts [N, L, H] that the backbone reads, each before the rows of its task."""
-        return self.full * (self.a[:, :, None] * self.b[:, None, :])
+        return self.full[..., None, :, :] * (self.a[..., :, None] * self.b[..., None, :])
+
+    def of_run(self, run: int) -> "ComposedPrompt":
+        """One of several runs' prompts."""
+        return ComposedPrompt(*(tensor[run] for tensor in self.tensors()))
 
     def tensors(self) -> list[torch.Tensor]:
         return [self.full, self.a, self.b]
 
     def parameters_a_task(self) -> float:
         """Trained numbers: L*H / N + L + H (section 4.4)."""
-        return sum(t.numel() for t in self.tensors()) / len(self.a)
+        return sum(t.numel() for t in self.tensors()) / self.a[..., 0].numel()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bmtpt_ds.optimizer import adam
+
 from . import reference
 from .backend import Diagnostics, KernelOptions, Update
 from .reference import Direction
@@ -26,7 +28,9 @@ class Eager:
         step = state["step"] + 1
         decayed = particles * (1 - update.lr * update.weight_decay)
         if update.adaptive:
-            moved, moments = _adam(decayed, -svgd.direction, state, step, update)
+            old = (state["exp_avg"], state["exp_avg_sq"])
+            moved, *new = adam(decayed, -svgd.direction, *old, step, lr=update.lr, betas=update.betas, eps=update.eps)
+            moments = dict(zip(("exp_avg", "exp_avg_sq"), new, strict=True))
         else:
             moved, moments = decayed + update.lr * svgd.direction, {}
 
@@ -40,20 +44,6 @@ class Eager:
 
     def describe(self, particles: Tensor) -> str:
         return f"reference, in torch on {particles.device}"
-
-
-def _adam(
-    particles: Tensor, gradient: Tensor, state: dict[str, Tensor], step: Tensor, update: Update
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The moved particles and the new moments. The order of operations is torch.optim.AdamW's."""
-    beta1, beta2 = update.betas
-    exp_avg = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
-    exp_avg_sq = (state["exp_avg_sq"] * beta2).addcmul(gradient, gradient, value=1 - beta2)
-    step = step.double()  # 0-d: does not promote the moments, and 1 - beta2**step keeps its digits
-    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    denominator = exp_avg_sq.sqrt() / correction2.sqrt() + update.eps
-    moved = particles.addcdiv(exp_avg * -(update.lr / correction1), denominator)
-    return moved, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
 def _mean_off_diagonal(kernel: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ ADAPTATIONS = {
     "adapt untied": ("untied", ("evaluate.scoring=generate",)),
     "adapt tied": ("tied", ("evaluate.scoring=labels",)),
     "adapt untied multi": ("untied", ("target.tasks=[mrpc, rte, cola]", "target.multi=true")),
+    "adapt tied seeds": ("tied", ("target.seeds=[0, 1]",)),
 }
 PREDICTIONS = {f"predict {scoring}": scoring for scoring in ("generate", "labels")}
 TEXTS = [" ".join(toy.WORDS[i : i + 1 + i % 5]) for i in range(7)]
@@ -176,6 +177,8 @@ def test_checkpointing_and_micro_batches_took_place(runs: Runs) -> None:
 @pytest.mark.parametrize("name", ADAPTATIONS)
 def test_adaptation_is_the_same(runs: Runs, name: str) -> None:
     right, found = runs.one[name].folder, runs.two[name].folder
+    if "seeds" in name:  # side by side
+        right, found = right / "runs/mrpc-1", found / "runs/mrpc-1"
     tasks = ["mrpc", "rte", "cola"] if "multi" in name else ["mrpc"]
     prompts = [load_file(folder / "prompt.safetensors") for folder in (right, found)]
     assert set(prompts[0]) == set(prompts[1]) == {"full", *(f"{task}.{part}" for task in tasks for part in "ab")}

@@ -48,7 +48,9 @@ def test_figures_are_those_of_the_runs(demo: tuple[Path, str]) -> None:
     for method in METHODS:
         for task in TARGETS:
             for seed in SEEDS:
-                results = json.loads((demo[0] / "target" / method.name / f"{task}-{seed}/results.json").read_text())
+                results = json.loads(
+                    (demo[0] / "target" / method.name / f"runs/{task}-{seed}/results.json").read_text()
+                )
                 assert (results["seed"], results["shots"], results["split"]) == (seed, 6, "test")
                 assert results["tasks"][task]["score"] == scores[method.name][task][seed]
                 assert results["rows_processed"]["target"] == 40 * 6
@@ -89,7 +91,7 @@ def test_a_person_sees_a_table_a_picture_and_what_to_do_next(demo: tuple[Path, s
 def test_the_command_it_names_answers(demo: tuple[Path, str]) -> None:
     texts = ["lovely tiny red soup in the forest", "awful huge blue dog in the kitchen"]
     lines = "".join(f"topic: course text: tomorrow she saw five {text}\n" for text in texts)
-    command = plain("predict", "--prompt", demo[0] / "target/bmtpt/course-0")
+    command = plain("predict", "--prompt", demo[0] / "target/bmtpt/runs/course-0")
     done = subprocess.run(command, input=lines, env=environment(), capture_output=True, text=True, timeout=LIMIT)
     assert done.stdout.split() == ["pass", "fail"], done.stderr
 
