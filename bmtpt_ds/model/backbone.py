@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bmtpt_ds.data.tokens import IGNORE, Batch
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.model.frozen import use_frozen_layers
 from bmtpt_ds.model.packed import (
     ATTENTION,
     Span,
@@ -201,6 +202,7 @@ def build_backbone(
     if not own_head:
         backbone.lm_head.weight = backbone.shared.weight
     backbone.requires_grad_(False)
+    use_frozen_layers(backbone)
     backbone.eval()
     return backbone
 
