@@ -93,6 +93,7 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
         local_world=ranks.local_world,
     )
     stage, dtype = deepspeed_json.stage(ds), getattr(torch, model.dtype)
+    ranks.reuse_freed_memory(stage == 0)
 
     # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of that
     # name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
