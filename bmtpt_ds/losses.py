@@ -114,6 +114,7 @@ class GradientPass:
         self._model, self._pad_id, self._seed, self._phases = model, pad_id, dropout_seed, phases
         self._grid = grid or Grid(model.ranks)
         self._planned_tokens = self.max_tokens = max_tokens
+        self._weights = list(model.backbone.parameters())
 
     @classmethod
     def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
@@ -147,6 +148,8 @@ class GradientPass:
         size = own.numel()
         flat = torch.zeros(size + len(own) + 1, device=prompts.device)
         self._add_own_share(flat, own, work, step)
+        if any(weight.requires_grad or weight.grad is not None for weight in self._weights):
+            raise RuntimeError("a weight of the frozen backbone requires or got a gradient")
         with self._phases("gather"):
             flat[-1] = float(stop.received is not None)
             blocks = self._grid.combine(flat)

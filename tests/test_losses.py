@@ -47,6 +47,16 @@ def test_gradient_and_losses_are_the_definitions(loaded, max_tokens: int) -> Non
     assert not found.stop
 
 
+def test_no_weight_gets_a_gradient(loaded) -> None:
+    prompts = torch.randn(3, 5, 32)
+    gradient_of(loaded, prompts, 60)
+    assert all(weight.grad is None for weight in loaded.backbone.parameters())
+    thawed = copy.deepcopy(loaded.backbone)
+    thawed.decoder.block[0].layer[0].SelfAttention.o.weight.requires_grad_()
+    with pytest.raises(RuntimeError, match="requires or got a gradient"):
+        gradient_of(replace(loaded, backbone=thawed), prompts, 60)
+
+
 class ShortMemory:
     """A backbone on a device that holds no more than `rows` rows at a time."""
 
