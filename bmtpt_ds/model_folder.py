@@ -32,10 +32,36 @@ class Architecture:
     """A T5 by its sizes, in elements."""
 
     hidden_size: int  # H
+    heads: int
+    inner_size: int  # heads times the values of one
+    feed_forward_size: int
+    gated: bool  # whether the feed-forward has a gate, as in v1.1 and flan
     encoder_blocks: int
     decoder_blocks: int
     vocab_size: int
-    parameters: int
+    position_buckets: int  # of the relative position bias
+    own_head: bool  # whether the output head has weights of its own
+
+    @property
+    def parameters(self) -> int:
+        norms = 2 * self.encoder_blocks + 3 * self.decoder_blocks + 2  # two or three a block, one behind each stack
+        biases = 2 * self.position_buckets * self.heads  # in the first block of each stack
+        blocks = self.encoder_blocks * self._block(attentions=1) + self.decoder_blocks * self.block_parameters
+        return blocks + norms * self.hidden_size + biases + self.embedding_parameters
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the input embedding, and of the head where it has its own."""
+        return (2 if self.own_head else 1) * self.vocab_size * self.hidden_size
+
+    @property
+    def block_parameters(self) -> int:
+        """Of the matrices of a decoder block, the larger kind: of what ZeRO-3 gathers and lets go again."""
+        return self._block(attentions=2)
+
+    def _block(self, attentions: int) -> int:
+        feed_forward = (3 if self.gated else 2) * self.feed_forward_size
+        return self.hidden_size * (attentions * 4 * self.inner_size + feed_forward)
 
 
 def local_folder(name_or_path: str) -> Path | None:
@@ -77,25 +103,18 @@ def read_architecture(folder: Path) -> Architecture:
     for key, size in sizes.items():
         if type(size) is not int or size < 1:
             raise UserError(f"{file}: {key!r} expected int, got {size!r}; copy the model folder again")
-    gated = str(values.get("feed_forward_proj", "relu")).startswith("gated")
-    own_head = not values.get("tie_word_embeddings", True)
     return Architecture(
         hidden_size=sizes["d_model"],
+        heads=sizes["num_heads"],
+        inner_size=sizes["num_heads"] * sizes["d_kv"],
+        feed_forward_size=sizes["d_ff"],
+        gated=str(values.get("feed_forward_proj", "relu")).startswith("gated"),
         encoder_blocks=sizes["num_layers"],
         decoder_blocks=sizes["num_decoder_layers"],
         vocab_size=sizes["vocab_size"],
-        parameters=_parameters(sizes, gated=gated, own_head=own_head),
+        position_buckets=sizes["relative_attention_num_buckets"],
+        own_head=not values.get("tie_word_embeddings", True),
     )
-
-
-def _parameters(sizes: dict[str, int], *, gated: bool, own_head: bool) -> int:
-    hidden = sizes["d_model"]
-    attention = 4 * hidden * sizes["num_heads"] * sizes["d_kv"] + hidden  # and its norm
-    feed_forward = (3 if gated else 2) * hidden * sizes["d_ff"] + hidden
-    stack = sizes["relative_attention_num_buckets"] * sizes["num_heads"] + hidden  # first block's bias, last norm
-    encoder = sizes["num_layers"] * (attention + feed_forward) + stack
-    decoder = sizes["num_decoder_layers"] * (2 * attention + feed_forward) + stack
-    return encoder + decoder + (2 if own_head else 1) * sizes["vocab_size"] * hidden
 
 
 def checkpoint_file(folder: Path) -> Path:

@@ -32,6 +32,7 @@ class Session:
     model: Sharded
     encoder: RowEncoder
     stop: StopSignal
+    activations: str = ""  # whether a step keeps or recomputes them, for a person; "" where no step is made
 
     @property
     def ranks(self) -> Ranks:
@@ -114,19 +115,38 @@ def _check_token_ids(prepared: Prepared, recipe: Recipe, tasks: Sequence[Task], 
             )
 
 
-def open_session(recipe: Recipe, ranks: Ranks, ds: dict, cells_per_step: int, stop: StopSignal) -> Session:
+def open_session(
+    recipe: Recipe, ranks: Ranks, ds: dict, cells_per_step: int, stop: StopSignal, trained_on: Sequence[Task] = ()
+) -> Session:
     """Loads backbone and tokenizer.
 
     Args:
         ds: the checked DeepSpeed JSON.
         cells_per_step: rows times prompts of a step over all ranks.
+        trained_on: the tasks whose rows have a backward pass.
 
     Raises:
         UserError: a model or a tokenizer that cannot be used.
     """
     model = load_backbone(ranks, recipe.model, ds, cells_per_step)
     tokenizer = ranks.together(lambda: load_tokenizer(model.folder))
-    return Session(recipe, model, RowEncoder(tokenizer, recipe.model, recipe.data), stop)
+    encoder = RowEncoder(tokenizer, recipe.model, recipe.data)
+    activations = _settle_activations(recipe, model, encoder, cells_per_step, trained_on) if trained_on else ""
+    return Session(recipe, model, encoder, stop, activations)
+
+
+def _settle_activations(
+    recipe: Recipe, model: Sharded, encoder: RowEncoder, cells_per_step: int, tasks: Sequence[Task]
+) -> str:
+    """Whether activations are kept or recomputed, and who said so; without a word from the user memory decides."""
+    if recipe.model.activation_checkpointing != "auto" or model.backbone.checkpoints_activations:
+        who = "DeepSpeed JSON" if recipe.model.activation_checkpointing == "auto" else "recipe"
+        return f"activations {'recomputed' if model.backbone.checkpoints_activations else 'kept'}, as the {who} says"
+    length = recipe.prompt.length + max(map(encoder.max_source_length, tasks))
+    longest_target = max(map(encoder.max_target_length, tasks))
+    return str(
+        model.choose_checkpointing(cells_per_step, length, recipe.run.max_tokens_per_micro_batch, longest_target)
+    )
 
 
 def versions() -> dict[str, str]:

@@ -343,9 +343,10 @@ def test_two_ranks_fetch_once_and_the_next_run_needs_no_hub(hub: HubServer, reci
     assert fetched.count("model.safetensors") == 1
     assert sorted(set(fetched)) == sorted(fetched)
     # all that two ranks say, the launcher asked for quiet: what is run, and how far it is
-    begin = ["downloading"] * 3 + ["source", "rows", "model", "SVGD:"]
+    begin = ["downloading"] * 3 + ["source", "rows", "model", "activations", "SVGD:"]
     assert [line.split()[0] for line in said] == [*begin, "source", "source", "source", "source", "source:"]
     assert said[5] == f"model {MODEL}: 55,936 parameters, float32, sharded over 2 cpu ranks (ZeRO-3)"
+    assert said[6] == "activations kept: a micro-batch of 6 rows fits"
 
     hub.stop()
     adapt = [

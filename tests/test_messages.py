@@ -267,12 +267,13 @@ def test_plain_lines_say_what_the_metrics_say(recipe: Path, tmp_path: Path, caps
     assert main(["source", "--config", str(recipe), "--run-dir", str(run), "--set", "source.eval_every=4"]) == 0
     out, err = capsys.readouterr()
     said = launch.lines_of(err)
-    head, lines = said[:4], said[4:]
+    head, lines = said[:5], said[5:]
     assert out == ""
     assert head[0] == f"source into {run}: 6 steps, 3 particles of 5 x 32"
     assert head[1] == "rows (train + validation + test): sst2 60 + 15 + 15, cola 60 + 15 + 15"
     assert re.fullmatch(r"model \S+: 55,936 parameters, float32, on 1 cpu rank", head[2])
-    assert head[3] == "SVGD: reference, in torch on cpu"
+    assert head[3] == "activations kept: a micro-batch of 12 rows fits"
+    assert head[4] == "SVGD: reference, in torch on cpu"
     assert lines[-1] == f"source: 6 steps done, 3 particles of 5 x 32 in {run}/particles.safetensors"
     written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(written) == len(lines) - 1 == 5
@@ -295,7 +296,7 @@ def test_bfloat16_changes_nothing_about_what_is_printed(recipe: Path, tmp_path: 
     assert main([*run, "--set", "source.steps=2"]) == 0
     out, err = capfd.readouterr()
     assert out == ""
-    assert len(launch.lines_of(err)) == 4 + 2 + 1
+    assert len(launch.lines_of(err)) == 5 + 2 + 1
 
 
 def test_the_plain_lines_of_an_adaptation(runs, tmp_path: Path, recipe: Path, capsys) -> None:

@@ -53,7 +53,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         for task, rows in sources:
             check_source_rows(recipe, task, rows.train)
         cells = source.particles * source.kappa * source.rows_per_task
-        session = open_session(recipe, ranks, ds, cells, stop)
+        session = open_session(recipe, ranks, ds, cells, stop, tasks)
         for task in tasks:
             session.encoder.check_answers(task)
         posterior = Posterior.start(session.initial_prompts(source.particles), source.optimizer)
@@ -95,7 +95,7 @@ def run_adapt(
         splits = dict(zip((task.name for task in tasks), load_rows(ranks, recipe, tasks), strict=True))
         runs = [_target_run(name, own, splits) for name, own in recipes.items()]
         stored = None if particles == "none" else ranks.from_first(ranks.first_does(lambda: read_particles(particles)))
-        session = open_session(recipe, ranks, ds, sum(run.batch_size for run in runs), stop)
+        session = open_session(recipe, ranks, ds, sum(run.batch_size for run in runs), stop, tasks)
         for task in tasks:
             session.encoder.check_answers(task)
         prior, rows_before = _prior(session, stored, runs)

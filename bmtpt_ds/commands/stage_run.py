@@ -70,4 +70,5 @@ def open_log(
     counts = [f"{task.name} {' + '.join(f'{len(rows):,}' for rows in splits)}" for task, splits in tasks]
     log.say(f"rows (train + validation + test): {', '.join(counts)}")
     log.say(session.describe())
+    log.say(session.activations)
     return log

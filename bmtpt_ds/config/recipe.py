@@ -32,7 +32,8 @@ class ModelConfig(Section):
     max_source_length: Count | Literal["auto"] = 256
     max_target_length: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"  # auto: the longest label, free text 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    activation_checkpointing: bool | Literal["auto"] = "auto"  # auto: on if the DeepSpeed JSON has such a section
+    # auto: on if the DeepSpeed JSON has such a section, or if a step's micro-batches would be too small without it
+    activation_checkpointing: bool | Literal["auto"] = "auto"
 
 
 class PromptConfig(Section):

@@ -10,17 +10,21 @@ import deepspeed.comm as dist
 import torch
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
+from bmtpt_ds.data.tokens import FREE_TEXT
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.hub import find_model
 from bmtpt_ds.model.backbone import Backbone, build_backbone, checkpoint_activations, read_config
-from bmtpt_ds.model.footprint import activation_bytes_per_token
+from bmtpt_ds.model.footprint import row_bytes, weight_bytes
 from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, fingerprint
+from bmtpt_ds.model_folder import Architecture, read_architecture
 from bmtpt_ds.parallel.ranks import Ranks
+from bmtpt_ds.parallel.recompute import Choice, Share, choose
 from bmtpt_ds.progress import Pass, readable_bytes
 from bmtpt_ds.quiet import hush
 
 # share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
 _MEMORY_SHARE = 0.5
+_MAX_LIVE = 10**9  # parameters, DeepSpeed's default
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Sharded:
 
     backbone: Backbone  # frozen; call it, never its parameters: they may be elsewhere
     folder: Path  # where its tokenizer lies too
+    architecture: Architecture
     weights: str  # digest of the checkpoint as stored
     stage: int  # ZeRO stage, 0 or 3
     ds: dict  # the resolved DeepSpeed JSON
@@ -49,25 +54,65 @@ class Sharded:
         with _whole(weight):
             return weight.detach()[ids.to(weight.device)].float().to(self.ranks.device)
 
-    def token_budget(self, asked: int | str, length: int) -> int:
+    def token_budget(self, asked: int | str, length: int, target_tokens: int = FREE_TEXT) -> int:
         """Tokens of a micro-batch: as the recipe says, or what the free memory holds.
 
         Args:
             length: encoder tokens of the longest row, prompt included.
+            target_tokens: of the longest target.
         """
         if asked != "auto":
             return int(asked)
-        size = self.backbone.shared.weight.element_size()
-        checkpointing = self.backbone.checkpoints_activations
-        per_token = activation_bytes_per_token(
-            self.backbone.config, bytes_per_value=size, checkpointing=checkpointing, length=length
+        of_row = self._row_bytes(length, target_tokens, checkpointing=self.backbone.checkpoints_activations)
+        return max(length, self._activation_memory() * (length + target_tokens) // of_row)
+
+    def choose_checkpointing(
+        self, rows: int, length: int, max_tokens: int | str, target_tokens: int = FREE_TEXT
+    ) -> Choice:
+        """Switches activation checkpointing on if a step of training needs it; all ranks must ask together.
+
+        Args:
+            rows: times prompts, of a step over all ranks.
+            length, target_tokens: as in `token_budget`.
+            max_tokens: of a micro-batch, as the recipe says, or `auto`.
+        """
+        share = Share(
+            rows=-(-rows // self.ranks.world),
+            row_tokens=length + target_tokens,
+            micro_batch=None if max_tokens == "auto" else int(max_tokens),
         )
-        return max(length, int(_MEMORY_SHARE * self.ranks.free_memory() / per_token))
+        of_row = self._row_bytes(length, target_tokens, checkpointing=False)
+        choice = choose(share, row_bytes=of_row, memory=self._activation_memory(), gathered=self.synced)
+        if choice.recompute:
+            checkpoint_activations(self.backbone)
+        return choice
+
+    def _row_bytes(self, length: int, target_tokens: int, *, checkpointing: bool) -> int:
+        return row_bytes(
+            self.architecture,
+            bytes_per_value=self._bytes_per_value,
+            checkpointing=checkpointing,
+            source_tokens=length,
+            target_tokens=target_tokens,
+        )
+
+    def _activation_memory(self) -> int:
+        """Bytes that a micro-batch's activations may take, the same on all ranks."""
+        gathered = 0
+        if self.synced:
+            live = self.ds["zero_optimization"].get("stage3_max_live_parameters", _MAX_LIVE)
+            gathered = min(live * self._bytes_per_value, weight_bytes(self.architecture, self._bytes_per_value))
+        return max(0, int(_MEMORY_SHARE * (self.ranks.free_memory() - gathered)))
+
+    @property
+    def _bytes_per_value(self) -> int:
+        return self.backbone.shared.weight.element_size()
 
 
 def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: int = 1) -> Sharded:
     """Builds the frozen T5, shards it as the DeepSpeed JSON says and fills it tensor by tensor from its checkpoint.
 
+    Activation checkpointing stays off where recipe and JSON leave it open: `Sharded.choose_checkpointing` settles it.
     Under stage 3 no rank ever holds the model whole: parameters are sharded as they come into being, rank 0 reads one
     tensor at a time. In the end a fingerprint of every tensor, taken of the shards, is compared with the checkpoint's.
 
@@ -80,6 +125,7 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     """
     folder = ranks.together(lambda: find_model(model.name_or_path), once_a_node=True)
     config = ranks.together(lambda: read_config(folder, model.dropout))
+    architecture = read_architecture(folder)
     # a tensor is read once, on rank 0; the others learn from it what they need
     reader = ranks.first_does(lambda: CheckpointReader(folder))
     own_head = ranks.from_first(ranks.first_does(lambda: reader.has_own_head()))
@@ -105,7 +151,7 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     _verify(ranks, backbone, expected)
     _set_activation_checkpointing(backbone, model.activation_checkpointing, ds)
     backbone.train_while_tuning = backbone.train_while_tuning or model.dropout > 0
-    return Sharded(engine.module, folder, weights, stage, ds, ranks)
+    return Sharded(engine.module, folder, architecture, weights, stage, ds, ranks)
 
 
 @contextmanager
@@ -180,7 +226,7 @@ def _verify(ranks: Ranks, backbone: Backbone, expected: torch.Tensor) -> None:
 
 
 def _set_activation_checkpointing(backbone: Backbone, asked: bool | str, ds: dict) -> None:
-    """As the recipe says; `auto`: if the JSON has a section for it. DeepSpeed's checkpointing honours that section."""
+    """On if the recipe says so, or leaves it open and the JSON has a section for it, which DeepSpeed's own honours."""
     section = ds.get("activation_checkpointing")
     if not (bool(section) if asked == "auto" else asked):
         return

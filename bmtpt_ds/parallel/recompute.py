@@ -1,0 +1,57 @@
+"""`model.activation_checkpointing: auto`: keep a step's activations, or recompute them in the backward pass.
+
+Recomputing costs another forward pass, about half of a step more, and lets a micro-batch hold several times as many
+rows. Where the weights are resident, smaller micro-batches cost little. Under ZeRO-3 each gathers all weights twice,
+which takes as long as some thousands of tokens' passes, whatever the model's size: both grow with its parameters.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# About where reading bfloat16 weights at 100 GB/s, twice, takes as long as forward and backward pass at 200 TFLOP/s:
+# 2 * 2 bytes / 1e11 against 4 FLOP * tokens / 2e14, both a parameter. An estimate, not measured.
+_GATHER_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank computes in a step, at most."""
+
+    rows: int  # rows times prompts
+    row_tokens: int  # of the longest, prompt and target included
+    micro_batch: int | None = None  # tokens that the recipe allows at once, if it says so
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.rows if self.micro_batch is None else min(self.rows, max(1, self.micro_batch // self.row_tokens))
+
+
+class Choice(NamedTuple):
+    """Whether activations are recomputed, and why, for a person."""
+
+    recompute: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"activations {'recomputed' if self.recompute else 'kept'}: {self.why}"
+
+
+def choose(share: Share, *, row_bytes: int, memory: int, gathered: bool) -> Choice:
+    """Recompute only if the share does not fit at once otherwise, and what fits is too little to work with.
+
+    Too little is less than one row, or where weights are gathered less than the tokens whose passes take as long as
+    that.
+
+    Args:
+        row_bytes: what the longest row keeps if nothing is recomputed.
+        memory: bytes for activations, the same on all ranks.
+        gathered: whether each micro-batch gathers the weights (ZeRO-3 on several ranks).
+    """
+    fits, wanted = memory // row_bytes, share.rows_at_once
+    if fits >= wanted:
+        return Choice(False, f"a micro-batch of {wanted} rows fits")
+    least = -(-_GATHER_TOKENS // share.row_tokens) if gathered else 1
+    short = f"{fits} of {wanted} rows fit at once"
+    if fits >= min(least, wanted):
+        return Choice(False, f"{short}, enough for a micro-batch")
+    return Choice(True, f"{short} otherwise{', too few for a gather of the weights' if gathered and fits else ''}")
