@@ -9,9 +9,24 @@ import pytest
 
 from bmtpt_ds.config import deepspeed_json
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.model_folder import Architecture
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "ds_configs").glob("*.json"))
-RUN = {"hidden_size": 512, "micro_batch": 6, "world": 2, "local_world": 2}
+T5 = Architecture(
+    hidden_size=512,
+    heads=8,
+    inner_size=512,
+    feed_forward_size=2048,
+    gated=False,
+    encoder_blocks=6,
+    decoder_blocks=6,
+    vocab_size=32128,
+    position_buckets=32,
+    own_head=False,
+)
+BLOCK = 8 * 512 * 512 + 2 * 512 * 2048  # two attentions, feed-forward
+EMBEDDING = 32128 * 512
+RUN = {"architecture": T5, "micro_batch": 6, "world": 2, "local_world": 2}
 
 
 def refusal(function, *args, **kwargs) -> str:
@@ -47,9 +62,10 @@ def test_shipped_json_is_accepted_by_deepspeed(name, dtype, monkeypatch):
     assert seen.bfloat16_config.enabled == (dtype == "bfloat16")
     assert '"auto"' not in json.dumps(resolved)
     if seen.zero_config.stage == 3:
-        assert seen.zero_config.prefetch_bucket_size == int(0.9 * 512 * 512)
+        assert seen.zero_config.prefetch_bucket_size == BLOCK
         assert seen.zero_config.param_persistence_threshold == 5120
-        assert seen.zero_config.max_live_parameters == ds["zero_optimization"]["stage3_max_live_parameters"]
+        assert seen.zero_config.max_live_parameters == 2 * BLOCK + EMBEDDING
+        assert seen.zero_config.leaf_module.classes == ["T5Block"]
 
 
 def test_the_situations_ship_and_the_readme_explains_each():
@@ -188,7 +204,9 @@ def test_every_auto_is_resolved_and_no_other():
         "zero_optimization": {
             "stage": 0,
             "reduce_bucket_size": 262144,
-            "stage3_prefetch_bucket_size": 235929,
+            "stage3_prefetch_bucket_size": BLOCK,
+            "stage3_max_reuse_distance": BLOCK,
+            "stage3_max_live_parameters": 2 * BLOCK + EMBEDDING,
             "stage3_param_persistence_threshold": 5120,
             "zero_hpz_partition_size": 1,
         },
@@ -211,7 +229,7 @@ def test_batch_keys_must_be_ours(given):
 def test_hpz_group_divides_the_world():
     ds = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 4}}
     for world, fits in ((2, True), (8, True), (6, False)):
-        run = {"hidden_size": 8, "dtype": "float32", "micro_batch": 1, "world": world, "local_world": world}
+        run = {"architecture": None, "dtype": "float32", "micro_batch": 1, "world": world, "local_world": world}
         if fits:
             deepspeed_json.resolve(ds, **run)
         else:
@@ -221,7 +239,7 @@ def test_hpz_group_divides_the_world():
 @pytest.mark.parametrize(("world", "local_world", "group"), [(8, 4, 4), (8, 1, 1), (4, 4, 1), (1, 1, 1)])
 def test_hpz_auto_is_a_node_where_there_are_several(world: int, local_world: int, group: int):
     ds = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "auto"}}
-    run = {"hidden_size": 8, "dtype": "float32", "micro_batch": 1, "world": world, "local_world": local_world}
+    run = {"architecture": None, "dtype": "float32", "micro_batch": 1, "world": world, "local_world": local_world}
     assert deepspeed_json.resolve(ds, **run)["zero_optimization"]["zero_hpz_partition_size"] == group
 
 

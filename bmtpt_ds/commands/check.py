@@ -187,16 +187,15 @@ def _deepspeed(recipe: Recipe, ds: dict[str, Any], name: str, architecture: Arch
     layout = "each of N ranks holds 1/N of the model" if stage else "every rank holds the whole model"
     yield _Line("deepspeed", f"{name}: stage {stage}, {layout}")
     laid_out = {key: value for key, value in ds.items() if key not in deepspeed_json.BATCH_KEYS}  # those follow N
-    width = architecture.hidden_size if architecture else 0
     resolved = deepspeed_json.resolve(
-        laid_out, hidden_size=width, dtype=recipe.model.dtype, micro_batch=1, world=1, local_world=1
+        laid_out, architecture=architecture, dtype=recipe.model.dtype, micro_batch=1, world=1, local_world=1
     )
     for path in _autos(laid_out):
         value = json.dumps(_at(resolved, path))
         if path.endswith("zero_hpz_partition_size"):
             value = "the ranks of a node"
         elif architecture is None and path.startswith("zero_optimization."):
-            value = "by the width of the model"
+            value = "by the sizes of the model"
         yield _Line("", f'{path} "auto": {value}')
 
 

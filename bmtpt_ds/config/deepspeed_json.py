@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bmtpt_ds.errors import UserError, nearest
+from bmtpt_ds.model_folder import Architecture
 
 AUTO = "auto"
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -102,15 +103,17 @@ _HONOURED: dict[str, Any] = {
 class _Run(NamedTuple):
     """What the "auto" values depend on."""
 
-    hidden_size: int
+    hidden_size: int  # H
+    block: int  # parameters of a block's matrices
+    embeddings: int  # parameters of embedding and head
     dtype: str
     micro_batch: int
     world: int
     local_world: int
 
 
-# The formulas of Hugging Face's Trainer, which the word "auto" comes from; that of hpZ is ours: a copy in each of
-# several nodes.
+# The formulas of Hugging Face's Trainer, which the word "auto" comes from. Ours: what is gathered ahead and kept is
+# counted in blocks (the Trainer's 0.9 H^2 is less than one weight of a T5), hpZ is a copy in each of several nodes.
 _AUTOS: dict[str, Callable[[_Run], Any]] = {
     "train_micro_batch_size_per_gpu": lambda run: run.micro_batch,
     "gradient_accumulation_steps": lambda run: 1,
@@ -118,7 +121,9 @@ _AUTOS: dict[str, Callable[[_Run], Any]] = {
     "gradient_clipping": lambda run: 0.0,
     "bf16.enabled": lambda run: run.dtype == "bfloat16",
     "zero_optimization.reduce_bucket_size": lambda run: run.hidden_size**2,
-    "zero_optimization.stage3_prefetch_bucket_size": lambda run: int(0.9 * run.hidden_size**2),
+    "zero_optimization.stage3_prefetch_bucket_size": lambda run: run.block,
+    "zero_optimization.stage3_max_reuse_distance": lambda run: run.block,
+    "zero_optimization.stage3_max_live_parameters": lambda run: 2 * run.block + run.embeddings,
     "zero_optimization.stage3_param_persistence_threshold": lambda run: 10 * run.hidden_size,
     "zero_optimization.zero_hpz_partition_size": lambda run: run.local_world if run.local_world < run.world else 1,
 }
@@ -174,16 +179,19 @@ def check(ds: dict[str, Any], *, dtype: str, source: str) -> None:
 
 
 def resolve(
-    ds: dict[str, Any], *, hidden_size: int, dtype: str, micro_batch: int, world: int, local_world: int
+    ds: dict[str, Any], *, architecture: Architecture | None, dtype: str, micro_batch: int, world: int, local_world: int
 ) -> dict[str, Any]:
     """A copy of a checked `ds` that DeepSpeed takes as it is: no "auto", no comments, batch keys and bf16 filled in.
 
-    `hidden_size` H is the model's width in elements, `micro_batch` the rows of one forward on one rank, `world` the
-    number of ranks, `local_world` of those on a node. Numbers such as 3e8 become ints. Raises UserError for an "auto"
-    that nothing resolves, a batch key that differs from the recipe's, and a zero_hpz_partition_size that does not
-    divide the world.
+    `architecture` is the model's, None (all sizes 0) where it is not known, `micro_batch` the rows of one forward on
+    one rank, `world` the number of ranks, `local_world` of those on a node. Numbers such as 3e8 become ints. Raises
+    UserError for an "auto" that nothing resolves, a batch key that differs from the recipe's, and a
+    zero_hpz_partition_size that does not divide the world.
     """
-    run = _Run(hidden_size, dtype, micro_batch, world, local_world)
+    sizes = (0, 0, 0)
+    if architecture:
+        sizes = (architecture.hidden_size, architecture.block_parameters, architecture.embedding_parameters)
+    run = _Run(*sizes, dtype, micro_batch, world, local_world)
     resolved = _resolved({key: value for key, value in ds.items() if key != "fp16"}, "", run)
     for key in BATCH_KEYS:
         ours = _AUTOS[key](run)

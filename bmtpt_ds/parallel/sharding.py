@@ -132,7 +132,7 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     share = -(-cells_per_step // ranks.world)
     ds = deepspeed_json.resolve(
         ds,
-        hidden_size=config.d_model,
+        architecture=architecture,
         dtype=model.dtype,
         micro_batch=share,
         world=ranks.world,

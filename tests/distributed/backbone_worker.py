@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
+from deepspeed.utils import get_z3_leaf_modules
 from safetensors.torch import load_file, save_file
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
@@ -48,6 +49,7 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     finally:
         sharding.build_backbone = build
     seen["threshold"] = sharded.ds["zero_optimization"]["stage3_param_persistence_threshold"]
+    seen["units"] = [type(module).__name__ for module in get_z3_leaf_modules(sharded.backbone)]
     seen["trainable"] = [name for name, p in sharded.backbone.named_parameters() if p.requires_grad]
     optimizers = (torch.optim.Optimizer, DeepSpeedOptimizer)
     seen["optimizers"] = [str(type(o)) for o in gc.get_objects() if isinstance(o, optimizers)]

@@ -97,6 +97,13 @@ def test_after_a_step_only_the_embedding_stays_whole(seen: Seen, case: str) -> N
 
 
 @pytest.mark.parametrize("case", ["tied", "untied"])
+def test_blocks_are_gathered_whole(seen: Seen, case: str) -> None:
+    """DeepSpeed only warns of a class that it does not find."""
+    for rank in seen:
+        assert rank[case]["units"] == ["T5Block"] * 4
+
+
+@pytest.mark.parametrize("case", ["tied", "untied"])
 def test_backbone_is_frozen_and_has_no_optimizer(seen: Seen, case: str) -> None:
     for rank in seen:
         assert rank[case]["trainable"] == []

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests import launch, toy
 
+RANKS = 2
 STEPS = 5
 CELLS = 3 * 2 * 2  # particles x tasks x rows a task
 BLOCKS = 2 + 2
@@ -28,6 +29,10 @@ SOURCE_RUNS = {
     "zero3 DeepSpeed checkpointing": ("untied", "checkpointing", ()),
     "zero3 tied DeepSpeed checkpointing": ("tied", "checkpointing", ()),
     "zero3 micro-batches": ("untied", "zero3_cpu", (f"run.max_tokens_per_micro_batch={TOKENS}",)),
+    "zero3 a block ahead": ("untied", "zero3", ()),
+    "zero3 a block ahead, recomputed": ("tied", "zero3", ("model.activation_checkpointing=true",)),
+    "zero3 offload": ("untied", "zero3_offload", ()),
+    "zero3 hpZ": ("untied", "hpZ", ()),
     "resident": ("untied", "resident", ()),
     "resident tied micro-batches": ("tied", "resident", (f"run.max_tokens_per_micro_batch={TOKENS}",)),
     "zero3 bfloat16": ("untied bfloat16", "zero3_cpu", ()),
@@ -71,7 +76,10 @@ def runs(tmp_path_factory, tied_model, untied_model, rows) -> Runs:
     section = {"partition_activations": False, "cpu_checkpointing": False}
     zero3 = json.loads((launch.ROOT / "ds_configs/zero3_cpu.json").read_text())
     checkpointing.write_text(json.dumps({**zero3, "activation_checkpointing": section}))
-    jsons = {"checkpointing": str(checkpointing)}
+    hpz = json.loads((launch.ROOT / "ds_configs/zero3_hpz.json").read_text())
+    hpz["zero_optimization"]["zero_hpz_partition_size"] = RANKS  # "auto" is off on a single node
+    (folder / "hpz.json").write_text(json.dumps(hpz))
+    jsons = {"checkpointing": str(checkpointing), "hpZ": str(folder / "hpz.json")}
 
     def source(model: str, run_dir: Path, settings, *more: str) -> list:
         settings = [a for s in (f"source.steps={STEPS}", *settings) for a in ("--set", s)]
@@ -110,7 +118,7 @@ def runs(tmp_path_factory, tied_model, untied_model, rows) -> Runs:
             for run, s in zip(commands, seen, strict=True)
         }
 
-    return Runs(outcomes(one, "one", 0), outcomes(two, "two", 2))
+    return Runs(outcomes(one, "one", 0), outcomes(two, "two", RANKS))
 
 
 def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
