@@ -53,15 +53,16 @@ LITTLE_LIVE = {"stage3_max_live_parameters": "auto", "stage3_max_reuse_distance"
 def variants(hidden_size: int) -> dict[str, dict]:
     """`zero_optimization` of each."""
     before = BEFORE | {"stage3_prefetch_bucket_size": int(0.9 * hidden_size**2)}
-    cpu, hpz = (deepspeed_json.load(name)["zero_optimization"] for name in ("zero3_cpu", "zero3_hpz"))
+    zero3, hpz = (deepspeed_json.load(name)["zero_optimization"] for name in ("zero3", "zero3_hpz"))
+    blocks = zero3 | {"overlap_comm": False, "stage3_prefetch_bucket_size": 0}
     return {
         "resident": {"stage": 0},
         "before": before,
         "before, little live": before | LITTLE_LIVE,
-        "zero3_cpu": cpu,
-        "zero3_cpu, much live": cpu | {key: BEFORE[key] for key in LITTLE_LIVE},
-        "zero3_cpu, nothing ahead": cpu | {"stage3_prefetch_bucket_size": 0},
-        "zero3_cpu by all-reduce": cpu | {"stage3_use_all_reduce_for_fetch_params": True},
+        "blocks": blocks,
+        "blocks, much live": blocks | {key: BEFORE[key] for key in LITTLE_LIVE},
+        "blocks by all-reduce": blocks | {"stage3_use_all_reduce_for_fetch_params": True},
+        "zero3": zero3,  # blocks, the next one ahead
         "zero3_hpz": hpz | {"zero_hpz_partition_size": 2},
     }
 
