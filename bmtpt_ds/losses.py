@@ -120,9 +120,11 @@ class GradientPass:
     def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
         """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory."""
         recipe, model = session.recipe, session.model
-        longest = recipe.prompt.length + max(session.encoder.max_source_length(task) for task in tasks)
-        budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest)
-        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid)
+        encoder, tasks = session.encoder, list(tasks)
+        longest = recipe.prompt.length + max(map(encoder.max_source_length, tasks))
+        longest_target = max(map(encoder.max_target_length, tasks))
+        budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest, longest_target)
+        return cls(model, encoder.pad_id, budget, recipe.run.seed, phases, grid)
 
     def prepare(self, rows: StepRows, prompts: int, length: int) -> StepWork:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""

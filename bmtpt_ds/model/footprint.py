@@ -1,7 +1,7 @@
 """Bytes that an architecture needs: its weights, and what a row's forward pass keeps for the backward pass.
 
-The parts of a block are functions of their own: what one keeps follows from the operations of `packed.py` and of
-transformers' T5, and a test compares the sum with what autograd saves. Frozen linear layers keep nothing of their
+The parts of a block are functions of their own: what one keeps follows from the operations of `packed.py`, `frozen.py`
+and transformers' T5, and a test compares the sum with what autograd saves. Frozen linear layers keep nothing of their
 input. Left out: masks of dropout (a byte a value), and what a backward pass holds besides.
 
 Symbols: H hidden size, S encoder tokens of a row (prompt included), T target tokens, V vocabulary.
@@ -60,8 +60,8 @@ def kept_bytes(
 
 
 def _norm(architecture: Architecture, size: int) -> int:
-    """A token's input and, where that is not float32, a copy in it, and one over the root mean square."""
-    return architecture.hidden_size * (size if size == _FLOAT32 else size + _FLOAT32) + _FLOAT32
+    """A token's input, and one over its root mean square."""
+    return architecture.hidden_size * size + _FLOAT32
 
 
 def _self_attention(architecture: Architecture, size: int) -> int:
@@ -70,11 +70,11 @@ def _self_attention(architecture: Architecture, size: int) -> int:
 
 
 def _cross_attention(architecture: Architecture, size: int, sources: int, targets: int) -> int:
-    """The query and output of the row's target tokens, key and value of its encoder tokens."""
+    """The query and output of the row's target tokens, key and value of its encoder tokens (none of these on a CPU)."""
     of_target = 2 * architecture.inner_size * size + architecture.heads * _FLOAT32
     return targets * of_target + sources * 2 * architecture.inner_size * size
 
 
 def _feed_forward(architecture: Architecture, size: int) -> int:
-    """A token's inner values: ReLU keeps them once, the gated GELU of transformers six times in its steps."""
-    return (6 if architecture.gated else 1) * architecture.feed_forward_size * size
+    """A token's inner values: ReLU keeps them once; a gate what goes into GELU, what comes out, and the other factor."""
+    return (3 if architecture.gated else 1) * architecture.feed_forward_size * size
