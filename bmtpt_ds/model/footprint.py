@@ -76,5 +76,5 @@ def _cross_attention(architecture: Architecture, size: int, sources: int, target
 
 
 def _feed_forward(architecture: Architecture, size: int) -> int:
-    """A token's inner values: ReLU keeps them once; a gate what goes into GELU, what comes out, and the other factor."""
+    """A token's inner values: ReLU keeps them once; a gate GELU's input and output, and the other factor."""
     return (3 if architecture.gated else 1) * architecture.feed_forward_size * size
