@@ -12,6 +12,7 @@ from bmtpt_ds.arguments import Parser, add_deepspeed, add_recipe, add_run_dir, a
 from bmtpt_ds.commands.text_lines import answers_only, end_output, show
 from bmtpt_ds.config import load_recipe, override_recipe
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.imports import quick_imports
 from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, print_line, quieten
 from bmtpt_ds.stopping import Stopped
 
@@ -69,21 +70,24 @@ def _demo(options: argparse.Namespace) -> None:
     # before torch and DeepSpeed are imported: the toy is made for a CPU, and more threads than one slow it down
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from bmtpt_ds.experiments.demo import run_demo
+    with quick_imports():
+        from bmtpt_ds.experiments.demo import run_demo
 
     show(run_demo(options.out))
 
 
 def _source(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
-    from bmtpt_ds.commands.pipeline import run_source
+    with quick_imports():
+        from bmtpt_ds.commands.pipeline import run_source
 
     run_source(recipe, options.run_dir, options.deepspeed_config, resume=options.resume, overwrite=options.overwrite)
 
 
 def _adapt(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
-    from bmtpt_ds.commands.pipeline import run_adapt
+    with quick_imports():
+        from bmtpt_ds.commands.pipeline import run_adapt
 
     run_adapt(
         recipe,
@@ -100,7 +104,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     trained, values = read_run_recipe(options.prompt)
     recipe = override_recipe(values, options.set, str(options.prompt))
-    from bmtpt_ds.commands.pipeline import run_evaluate
+    with quick_imports():
+        from bmtpt_ds.commands.pipeline import run_evaluate
 
     table = run_evaluate(
         options.prompt,
@@ -119,14 +124,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     # before the libraries are imported that print on stdout
     with answers_only() as out:
-        from bmtpt_ds.commands.predict import run_predict
+        with quick_imports():
+            from bmtpt_ds.commands.predict import run_predict
 
         run_predict(options.prompt, options.task, options.set, options.deepspeed_config, out)
 
 
 def _prepare(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
-    from bmtpt_ds.commands.prepare import run_prepare
+    with quick_imports():
+        from bmtpt_ds.commands.prepare import run_prepare
 
     run_prepare(recipe, options.out, overwrite=options.overwrite)
 
@@ -134,7 +141,8 @@ def _prepare(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.config, options.set)
     if options.launch:
-        from bmtpt_ds.commands.check_launch import check_launch
+        with quick_imports():
+            from bmtpt_ds.commands.check_launch import check_launch
 
         if summary := check_launch(recipe, options.deepspeed_config):
             show(summary)

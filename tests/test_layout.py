@@ -38,6 +38,7 @@ ROOMS = (
     "stopping",
     "progress",
     "quiet",
+    "imports",
     "errors",
     "__init__",
 )
