@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("triton")
 
 MAIN = ("5,102400", "6,102400", "8,76800", "10,102400")
-CASES = {80: MAIN, 90: (*MAIN, "5,102400,sgd", "1,102400", "3,1", "3,7", "10,1000000"), 100: MAIN}
+ENDS = (MAIN[0], MAIN[-1])  # the paper's setting, and that of most registers
+CASES = {80: ENDS, 90: (*MAIN, "5,102400,sgd", "1,102400", "3,1", "3,7", "10,1000000"), 100: ENDS}
 
 
 def compiled(capability, cases, cache):

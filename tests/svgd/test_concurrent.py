@@ -58,7 +58,8 @@ def test_programs_that_run_at_once_make_the_references_step(M, D, programs, held
         if isinstance(argument, torch.Tensor):
             argument.share_memory_()
 
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # torch and Triton are imported once
+    context.set_forkserver_preload(["bmtpt_ds.svgd.kernels"])
     together = context.Barrier(programs)
     processes = [
         context.Process(target=run_program, args=(program, launches, held, together), daemon=True)
