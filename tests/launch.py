@@ -4,12 +4,14 @@ A job is a plain process or `deepspeed` with several ranks. It has a session of 
 found even when the one that started them is gone.
 """
 
+import atexit
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ROOT / "tests/distributed/commands.py"
+FORKED = ROOT / "tests/distributed/forked.py"
 LIMIT = 300.0  # seconds; the longest job takes a fifth of it on two idle cores
 
 # what a launcher, or a test in this process, leaves in the environment
@@ -55,6 +58,31 @@ def deepspeed(ranks: int, *what: object) -> list[str]:
     return [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), *map(str, what)]
 
 
+def forked(ranks: int, *what: object) -> list[str]:
+    """As `deepspeed` (`-m` for `--module`) or, with 0 ranks, as python, without the seconds that importing takes: for a
+    test that is not about how a job starts."""
+    return [sys.executable, str(FORKED), "run", str(_server()), str(ranks), str(free_port()), *map(str, what)]
+
+
+@cache
+def _server() -> Path:
+    """The socket of a process that has imported everything; it ends with this one and takes its folder away."""
+    folder = Path(tempfile.mkdtemp(prefix="bmtpt-"))
+    path = folder / "socket"
+    with (folder / "log").open("wb") as log:
+        command = [sys.executable, str(FORKED), "serve", str(path)]
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment(), start_new_session=True
+        )
+
+    atexit.register(server.stdin.close)  # as the end of this process does
+    limit = time.monotonic() + LIMIT
+    while not path.exists():
+        assert server.poll() is None and time.monotonic() < limit, (folder / "log").read_text()
+        time.sleep(0.05)
+    return path
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,17 +90,17 @@ def free_port() -> int:
 
 
 @cache
-def _compile_once() -> None:
+def compile_once() -> None:
     """Has DeepSpeed's CPU operator compiled before a test ends a job in the midst of that."""
-    code = "from bmtpt_ds.parallel import Ranks; Ranks(600)"
-    subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, timeout=2 * LIMIT, check=True)
+    command = forked(0, "-c", "from bmtpt_ds.parallel import Ranks; Ranks(600)")
+    subprocess.run(command, env=environment(), capture_output=True, timeout=2 * LIMIT, check=True)
 
 
 class Job:
     """A started command."""
 
     def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None):
-        _compile_once()
+        compile_once()
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
@@ -184,8 +212,8 @@ def run_commands(
 
     Args:
         folder: for the list and the outcome.
-        ranks: under the launcher; 0: a plain process.
-        before: a program that starts the job, with its arguments.
+        ranks: 0: a plain process.
+        before: a program that starts a plain process, with its arguments.
         seconds: for all of them.
 
     Returns:
@@ -195,6 +223,6 @@ def run_commands(
     plan, outcome = folder / "plan.json", folder / "outcome.json"
     plan.write_text(json.dumps([[str(argument) for argument in command] for command in commands]))
     arguments = [COMMANDS, plan, outcome]
-    command = deepspeed(ranks, *arguments) if ranks else [sys.executable, *map(str, arguments)]
-    run([*before, *command], folder / "log", seconds=seconds)
+    command = [*before, sys.executable, *map(str, arguments)] if before else forked(ranks, *arguments)
+    run(command, folder / "log", seconds=seconds)
     return json.loads(outcome.read_text())

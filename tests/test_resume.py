@@ -111,6 +111,10 @@ def _kill_after(command: list[str], run_dir: Path, log: Path, delay: float) -> b
         return True
 
 
+def _go_on(stage: Stage, run_dir: Path, log: Path) -> None:
+    launch.run(launch.forked(0, "-m", "bmtpt_ds", *stage.command(run_dir, "--resume")), log)
+
+
 @pytest.mark.parametrize("name", ["source", "adapt"])
 def test_killed_and_resumed_ends_as_if_never_killed(stages, tmp_path: Path, name: str) -> None:
     stage, run_dir = stages[name], tmp_path / "run"
@@ -118,7 +122,7 @@ def test_killed_and_resumed_ends_as_if_never_killed(stages, tmp_path: Path, name
     assert _kill_after(command, run_dir, tmp_path / "log", random.uniform(0.1, 1.0))
     assert not (run_dir / "results.json").exists()
     assert not (run_dir / stage.outcome).exists()
-    launch.run(command, tmp_path / "log")
+    _go_on(stage, run_dir, tmp_path / "log")
     _assert_ends_like(stage, run_dir)
 
 
@@ -131,7 +135,7 @@ def test_killed_fifteen_times_at_random(stages, tmp_path: Path, name: str) -> No
         command = launch.plain(*stage.command(run_dir, "--resume"))
         while kills < 15 and _kill_after(command, run_dir, tmp_path / "log", random.uniform(0, 0.6)):
             kills += 1
-        launch.run(command, tmp_path / "log")
+        _go_on(stage, run_dir, tmp_path / "log")
         _assert_ends_like(stage, run_dir)
         attempt += 1
 
@@ -155,7 +159,7 @@ def test_stopped_by_signals_and_resumed(stages, tmp_path: Path) -> None:
         assert 0 < stopped_at < STEPS
         assert max(line["step"] for line in _log(run_dir)) in (stopped_at, stopped_at - 1)  # every other has a line
         assert not (run_dir / "results.json").exists()
-    launch.run(command, tmp_path / "log of the end")
+    _go_on(stage, run_dir, tmp_path / "log of the end")
     _assert_ends_like(stage, run_dir)
 
 

@@ -24,7 +24,7 @@ Seen = list[dict]  # what each rank wrote
 
 def _run_worker(folder: Path, cases: dict) -> Seen:
     (folder / "cases.json").write_text(json.dumps(cases))
-    launch.run(launch.deepspeed(RANKS, WORKER, folder), folder / "log")
+    launch.run(launch.forked(RANKS, WORKER, folder), folder / "log")
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
 
 

@@ -30,7 +30,7 @@ def unbroken(tmp_path_factory, untied_model: Path, rows: Path) -> tuple[Path, to
     folder = tmp_path_factory.mktemp("faults")
     recipe = folder / "recipe.yaml"
     recipe.write_text(toy.recipe_text(untied_model, rows))
-    launch.run(launch.deepspeed(2, "--module", "bmtpt_ds", *source(recipe, folder / "run")), folder / "log")
+    launch.run(launch.forked(2, "-m", "bmtpt_ds", *source(recipe, folder / "run")), folder / "log")
     return recipe, load_file(folder / "run/particles.safetensors")["particles"]
 
 
@@ -44,7 +44,7 @@ def goes_on(recipe: Path, run_dir: Path, right: torch.Tensor) -> None:
     for checkpoint in checkpoints(run_dir):
         load_file(checkpoint)
     assert not (run_dir / "results.json").exists()
-    command = launch.deepspeed(2, "--module", "bmtpt_ds", *source(recipe, run_dir))
+    command = launch.forked(2, "-m", "bmtpt_ds", *source(recipe, run_dir))
     said = launch.run(command, run_dir.parent / "log of the end")
     assert "on from step " in said and "damaged" not in said
     assert torch.equal(load_file(run_dir / "particles.safetensors")["particles"], right)

@@ -14,7 +14,7 @@ STEPS = 24
 SECONDS = 20  # within which a job that is told to stop has written its checkpoint and is gone
 
 
-def _command(recipe: Path, run_dir: Path) -> list[str]:
+def _source(recipe: Path, run_dir: Path) -> list[object]:
     settings = (
         f"source.steps={STEPS}",
         "source.eval_every=9",
@@ -24,9 +24,7 @@ def _command(recipe: Path, run_dir: Path) -> list[str]:
     )
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     ds = ("--deepspeed_config", "zero3_cpu")
-    return launch.deepspeed(
-        2, "--module", "bmtpt_ds", "source", "--config", recipe, "--run-dir", run_dir, *ds, *arguments, "--resume"
-    )
+    return ["source", "--config", recipe, "--run-dir", run_dir, *ds, *arguments, "--resume"]
 
 
 def _log(run_dir: Path) -> list[dict]:
@@ -61,10 +59,11 @@ def _stop(command: list[str], run_dir: Path, log: Path, how: str) -> int:
 
 def test_stopped_job_leaves_a_checkpoint_and_goes_on_as_if_never_stopped(recipe: Path, tmp_path: Path) -> None:
     run_dir, unbroken = tmp_path / "run", tmp_path / "unbroken"
-    launch.run(_command(recipe, unbroken), tmp_path / "log of unbroken")
+    launch.run(launch.forked(2, "-m", "bmtpt_ds", *_source(recipe, unbroken)), tmp_path / "log of unbroken")
     for how in ("command", "group"):
-        _stop(_command(recipe, run_dir), run_dir, tmp_path / f"log of {how}", how)
-    launch.run(_command(recipe, run_dir), tmp_path / "log of end")
+        command = launch.deepspeed(2, "--module", "bmtpt_ds", *_source(recipe, run_dir))
+        _stop(command, run_dir, tmp_path / f"log of {how}", how)
+    launch.run(launch.forked(2, "-m", "bmtpt_ds", *_source(recipe, run_dir)), tmp_path / "log of end")
     right, found = (load_file(folder / "particles.safetensors")["particles"] for folder in (unbroken, run_dir))
     assert torch.equal(found, right)
     assert _log(run_dir) == _log(unbroken)

@@ -100,7 +100,7 @@ def alone(tmp_path_factory, untied_model: Path, rows: Path) -> Path:
     """The run of two ranks on one machine."""
     folder = tmp_path_factory.mktemp("alone")
     cluster = Cluster(folder, Nodes(folder), untied_model, rows)
-    launch.run(launch.deepspeed(2, "--module", "bmtpt_ds", *cluster.source("run")), folder / "log")
+    launch.run(launch.forked(2, "-m", "bmtpt_ds", *cluster.source("run")), folder / "log")
     return folder / "run"
 
 
@@ -120,7 +120,7 @@ def test_two_nodes_learn_what_one_machine_does(cluster: Cluster, alone: Path) ->
 @pytest.mark.slow
 def test_three_nodes_learn_what_one_machine_does(cluster: Cluster) -> None:
     grid = ("--set", "source.steps=5", "--set", "source.particle_ranks=3")
-    command = launch.deepspeed(3, "--module", "bmtpt_ds", *cluster.source("alone", *grid))
+    command = launch.forked(3, "-m", "bmtpt_ds", *cluster.source("alone", *grid))
     launch.run(command, cluster.folder / "log")
     cluster.run("three", *cluster.source("three", *grid))
     assert torch.equal(cluster.particles("three"), cluster.particles("alone"))

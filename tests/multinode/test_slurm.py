@@ -149,7 +149,7 @@ def unbroken(slurm: Slurm, recipe: Path) -> torch.Tensor:
 
 
 def test_a_job_learns_what_two_ranks_do(unbroken: torch.Tensor, recipe: Path, tmp_path: Path) -> None:
-    command = launch.deepspeed(2, "--module", "bmtpt_ds", *source(recipe, tmp_path / "run"))
+    command = launch.forked(2, "-m", "bmtpt_ds", *source(recipe, tmp_path / "run"))
     launch.run(command, tmp_path / "log")
     assert torch.equal(unbroken, load_file(tmp_path / "run/particles.safetensors")["particles"])
 
