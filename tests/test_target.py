@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bmtpt_ds.config import TargetConfig
 from bmtpt_ds.data.tokens import TokenRow, collate
@@ -217,3 +218,14 @@ def test_a_run_of_several_is_the_run_alone() -> None:
     steps(alone, target, Prior("mixture", own[1:], 3.0), 1, 4)
     for name, value in alone.tensors().items():
         torch.testing.assert_close(together.tensors()[name][1:], value)
+
+
+def test_an_update_reads_nothing_back() -> None:
+    """Fake tensors hold no values: an item(), a float() or a branch on one raises."""
+    target = TargetConfig(steps=10, warmup_steps=0)
+    with FakeTensorMode():
+        adaptation = Adaptation(torch.randn(2, 4, 32), 3, target)
+        prior = Prior("mixture", torch.randn(2, 5, 4, 32), 3.0)
+        update(target, adaptation, prior, torch.randn(6, 4, 32), torch.randn(6), torch.ones(2, 3), 1, Alone())
+        with pytest.raises(RuntimeError):  # so the above can fail
+            adaptation.taken.tolist()
