@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,11 @@ def read_architecture(folder: Path) -> Architecture:
         raise UserError(f"{file}: not a valid JSON file ({error}); copy the model folder again") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: not an object with a model's sizes; copy the model folder again")
+    return architecture_of(values, str(file))
+
+
+def architecture_of(values: Mapping[str, Any], file: str) -> Architecture:
+    """The T5 of a config.json's values; `file` names them in errors, which are those of `read_architecture`."""
     if values.get("model_type") != "t5":
         raise UserError(f"{file}: model_type is {values.get('model_type')!r}, a T5 is needed (t5, v1.1, flan)")
     sizes = {key: values.get(key, default) for key, default in _DEFAULTS.items()}

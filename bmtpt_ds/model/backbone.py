@@ -171,6 +171,11 @@ def read_config(folder: Path, dropout: float) -> T5Config:
     except Exception as error:  # of many kinds: a value of another type, values that do not go together
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}/config.json: {reason}; copy the model folder again") from None
+    return prepared_config(config, dropout)
+
+
+def prepared_config(config: T5Config, dropout: float) -> T5Config:
+    """The same, set up for a `Backbone`."""
     config.dropout_rate = dropout
     config.use_cache = True
     config._attn_implementation = ATTENTION

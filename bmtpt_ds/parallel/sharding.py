@@ -1,6 +1,6 @@
 """The frozen backbone in a DeepSpeed engine: built in shards, filled tensor by tensor, compared with its checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,23 +8,29 @@ from pathlib import Path
 import deepspeed
 import deepspeed.comm as dist
 import torch
+from transformers import T5Config
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import FREE_TEXT
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.hub import find_model
-from bmtpt_ds.model.backbone import Backbone, build_backbone, checkpoint_activations, read_config
-from bmtpt_ds.model.footprint import row_bytes, weight_bytes
+from bmtpt_ds.model.backbone import (
+    Backbone,
+    build_backbone,
+    checkpoint_activations,
+    prepared_config,
+    read_config,
+)
+from bmtpt_ds.model.footprint import row_bytes
+from bmtpt_ds.model.memory import Choice, Share, activation_memory, choose, gathered_bytes, token_budget
+from bmtpt_ds.model.shapes import shape
 from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, fingerprint
-from bmtpt_ds.model_folder import Architecture, read_architecture
+from bmtpt_ds.model_folder import Architecture, architecture_of, read_architecture
 from bmtpt_ds.parallel.ranks import Ranks
-from bmtpt_ds.parallel.recompute import Choice, Share, choose
 from bmtpt_ds.progress import Pass, readable_bytes
 from bmtpt_ds.quiet import hush
 
-# share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
-_MEMORY_SHARE = 0.5
-_MAX_LIVE = 10**9  # parameters, DeepSpeed's default
+_Fill = Callable[[Backbone], tuple[torch.Tensor | None, str]]  # -> fingerprints, if it has some; the weights' digest
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Sharded:
     """A loaded backbone and what is known of it."""
 
     backbone: Backbone  # frozen; call it, never its parameters: they may be elsewhere
-    folder: Path  # where its tokenizer lies too
+    folder: Path | None  # where its tokenizer lies too; None: the weights are random numbers
     architecture: Architecture
     weights: str  # digest of the checkpoint as stored
     stage: int  # ZeRO stage, 0 or 3
@@ -64,7 +70,7 @@ class Sharded:
         if asked != "auto":
             return int(asked)
         of_row = self._row_bytes(length, target_tokens, checkpointing=self.backbone.checkpoints_activations)
-        return max(length, self._activation_memory() * (length + target_tokens) // of_row)
+        return token_budget(self._activation_memory(), of_row, length, target_tokens)
 
     def choose_checkpointing(
         self, rows: int, length: int, max_tokens: int | str, target_tokens: int = FREE_TEXT
@@ -100,9 +106,8 @@ class Sharded:
         """Bytes that a micro-batch's activations may take, the same on all ranks."""
         gathered = 0
         if self.synced:
-            live = self.ds["zero_optimization"].get("stage3_max_live_parameters", _MAX_LIVE)
-            gathered = min(live * self._bytes_per_value, weight_bytes(self.architecture, self._bytes_per_value))
-        return max(0, int(_MEMORY_SHARE * (self.ranks.free_memory() - gathered)))
+            gathered = gathered_bytes(self.architecture, self._bytes_per_value, self.ds["zero_optimization"])
+        return activation_memory(self.ranks.free_memory(), gathered)
 
     @property
     def _bytes_per_value(self) -> int:
@@ -125,33 +130,55 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     """
     folder = ranks.together(lambda: find_model(model.name_or_path), once_a_node=True)
     config = ranks.together(lambda: read_config(folder, model.dropout))
-    architecture = read_architecture(folder)
     # a tensor is read once, on rank 0; the others learn from it what they need
     reader = ranks.first_does(lambda: CheckpointReader(folder))
     own_head = ranks.from_first(ranks.first_does(lambda: reader.has_own_head()))
-    share = -(-cells_per_step // ranks.world)
-    ds = deepspeed_json.resolve(
-        ds,
-        architecture=architecture,
-        dtype=model.dtype,
-        micro_batch=share,
-        world=ranks.world,
-        local_world=ranks.local_world,
-    )
-    stage, dtype = deepspeed_json.stage(ds), getattr(torch, model.dtype)
-    ranks.reuse_freed_memory(stage == 0)
+    lay_out = _Layout(ranks, model, ds, read_architecture(folder), cells_per_step)
+    return lay_out(config, own_head, lambda backbone: _fill(ranks, backbone, reader, lay_out.dtype), folder)
 
-    # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of that
-    # name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
-    sharding = deepspeed.zero.Init(config_dict_or_path=ds) if stage == 3 else ranks.device
-    backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=sharding)
-    expected, weights = _fill(ranks, backbone, reader, dtype)
-    with hush():  # in bfloat16 it prints its memory
-        engine, *_ = deepspeed.initialize(model=backbone, config=ds)
-    _verify(ranks, backbone, expected)
-    _set_activation_checkpointing(backbone, model.activation_checkpointing, ds)
-    backbone.train_while_tuning = backbone.train_while_tuning or model.dropout > 0
-    return Sharded(engine.module, folder, architecture, weights, stage, ds, ranks)
+
+def random_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: int = 1) -> Sharded:
+    """As `load_backbone`, of the published T5 whose name `model.name_or_path` is, with random weights: for measuring.
+
+    Raises:
+        UserError: no such name.
+    """
+    values = shape(model.name_or_path)
+    lay_out = _Layout(ranks, model, ds, architecture_of(values, model.name_or_path), cells_per_step)
+    config = prepared_config(T5Config(**values), model.dropout)
+    return lay_out(config, not values["tie_word_embeddings"], _fill_at_random, None)
+
+
+class _Layout:
+    """How a DeepSpeed JSON wants a backbone laid out; called, it builds one."""
+
+    def __init__(self, ranks: Ranks, model: ModelConfig, ds: dict, architecture: Architecture, cells_per_step: int):
+        self._ranks, self._model, self._architecture = ranks, model, architecture
+        self.dtype = getattr(torch, model.dtype)
+        self._ds = deepspeed_json.resolve(
+            ds,
+            architecture=architecture,
+            dtype=model.dtype,
+            micro_batch=-(-cells_per_step // ranks.world),
+            world=ranks.world,
+            local_world=ranks.local_world,
+        )
+
+    def __call__(self, config: T5Config, own_head: bool, fill: _Fill, folder: Path | None) -> Sharded:
+        ranks, ds, stage = self._ranks, self._ds, deepspeed_json.stage(self._ds)
+        ranks.reuse_freed_memory(stage == 0)
+        # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of
+        # that name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
+        sharding = deepspeed.zero.Init(config_dict_or_path=ds) if stage == 3 else ranks.device
+        backbone = build_backbone(config, dtype=self.dtype, own_head=own_head, building=sharding)
+        expected, weights = fill(backbone)
+        with hush():  # in bfloat16 it prints its memory
+            engine, *_ = deepspeed.initialize(model=backbone, config=ds)
+        if expected is not None:
+            _verify(ranks, backbone, expected)
+        _set_activation_checkpointing(backbone, self._model.activation_checkpointing, ds)
+        backbone.train_while_tuning = backbone.train_while_tuning or self._model.dropout > 0
+        return Sharded(engine.module, folder, self._architecture, weights, stage, ds, ranks)
 
 
 @contextmanager
@@ -189,6 +216,23 @@ def _fill(
     expected = expected.to(ranks.device)
     ranks.broadcast_(expected)
     return expected, ranks.from_first(identity.hexdigest())
+
+
+@torch.no_grad()
+def _fill_at_random(backbone: Backbone) -> tuple[None, str]:
+    """As T5 is initialised, about: activations stay of the size that they have in a trained model."""
+    for i, (name, parameter) in enumerate(backbone.named_parameters()):
+        held = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
+        if "layer_norm" in name:
+            held.data.fill_(1.0)
+            continue
+        wide = name.startswith("shared.") or "relative_attention_bias" in name
+        fan_in = 1 if wide else getattr(parameter, "ds_shape", parameter.shape)[-1]
+        if name.endswith(".q.weight"):  # T5 does not scale its scores
+            fan_in *= backbone.config.d_kv
+        generator = torch.Generator(held.device).manual_seed(i)  # a resident rank's are the others'
+        held.data.normal_(std=fan_in**-0.5, generator=generator)
+    return None, "random"
 
 
 def _bytes(parameter: torch.nn.Parameter) -> int:

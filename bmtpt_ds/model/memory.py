@@ -1,12 +1,21 @@
-"""`model.activation_checkpointing: auto`: keep a step's activations, or recompute them in the backward pass.
+"""How a rank spends its free memory: tokens of a micro-batch; activations that are kept, or recomputed.
 
-Recomputing costs another forward pass, about half of a step more, and lets a micro-batch hold several times as many
-rows. Where the weights are resident, smaller micro-batches cost little. Under ZeRO-3 each gathers all weights twice,
-which takes as long as some thousands of tokens' passes, whatever the model's size: both grow with its parameters.
+`model.activation_checkpointing: auto` keeps a step's activations, or recomputes them in the backward pass. That costs
+another forward pass, about half of a step more, and lets a micro-batch hold several times as many rows. Where the
+weights are resident, smaller micro-batches cost little. Under ZeRO-3 each gathers all weights twice, which takes as
+long as some thousands of tokens' passes, whatever the model's size: both grow with its parameters.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from bmtpt_ds.model.footprint import weight_bytes
+from bmtpt_ds.model_folder import Architecture
+
+# share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
+_MEMORY_SHARE = 0.5
+_MAX_LIVE = 10**9  # parameters, DeepSpeed's default
 
 # About where reading bfloat16 weights at 100 GB/s, twice, takes as long as forward and backward pass at 200 TFLOP/s:
 # 2 * 2 bytes / 1e11 against 4 FLOP * tokens / 2e14, both a parameter. An estimate, not measured.
@@ -34,6 +43,32 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         return f"activations {'recomputed' if self.recompute else 'kept'}: {self.why}"
+
+
+def gathered_bytes(architecture: Architecture, bytes_per_value: int, zero: Mapping[str, Any]) -> int:
+    """What ZeRO-3 on several ranks holds whole at a step's fullest moment, at most.
+
+    Args:
+        zero: the resolved DeepSpeed JSON's `zero_optimization`.
+    """
+    live = zero.get("stage3_max_live_parameters", _MAX_LIVE)
+    return min(live * bytes_per_value, weight_bytes(architecture, bytes_per_value))
+
+
+def activation_memory(free: int, gathered: int) -> int:
+    """Bytes that a micro-batch's activations may take of those that are free between steps."""
+    return max(0, int(_MEMORY_SHARE * (free - gathered)))
+
+
+def token_budget(memory: int, row_bytes: int, length: int, target_tokens: int) -> int:
+    """Tokens of a micro-batch that `memory` holds; at least the longest row's.
+
+    Args:
+        row_bytes: what the longest row keeps until its backward pass.
+        length: its encoder tokens, prompt included.
+        target_tokens: of the longest target.
+    """
+    return max(length, memory * (length + target_tokens) // row_bytes)
 
 
 def choose(share: Share, *, row_bytes: int, memory: int, gathered: bool) -> Choice:

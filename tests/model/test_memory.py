@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bmtpt_ds.config import load_recipe
-from bmtpt_ds.parallel.recompute import Share, choose
+from bmtpt_ds.model.memory import Share, choose
 from bmtpt_ds.session import open_session
 from bmtpt_ds.stage_inputs import source_tasks
 from bmtpt_ds.stopping import StopSignal
