@@ -15,7 +15,7 @@ from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.data.work import HostPass, StepRows, StepWork, host_pass, plan_step
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.parallel import Grid, Sharded
-from bmtpt_ds.runlog import Phases
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import Task
@@ -120,11 +120,8 @@ class GradientPass:
     def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
         """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory."""
         recipe, model = session.recipe, session.model
-        encoder, tasks = session.encoder, list(tasks)
-        longest = recipe.prompt.length + max(map(encoder.max_source_length, tasks))
-        longest_target = max(map(encoder.max_target_length, tasks))
-        budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, longest, longest_target)
-        return cls(model, encoder.pad_id, budget, recipe.run.seed, phases, grid)
+        budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, *session.longest(tasks))
+        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid)
 
     def prepare(self, rows: StepRows, prompts: int, length: int) -> StepWork:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""

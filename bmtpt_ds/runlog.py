@@ -3,14 +3,12 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 from tqdm import tqdm
@@ -19,6 +17,7 @@ from bmtpt_ds.checkpoint import GO_ON, write_atomically
 from bmtpt_ds.config import NOT_TASKS
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.parallel import Ranks
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
 from bmtpt_ds.run_directory import METRICS, check_writable
 
@@ -31,58 +30,6 @@ def is_log_step(step: int, log_every: int, steps: int) -> bool:
 def steps_since_line(step: int, log_every: int) -> int:
     """Steps that the line of `step` stands for: those since the line before it, itself included."""
     return 1 if step == 1 else step - max((step - 1) // log_every * log_every, 1)
-
-
-class Phases:
-    """Seconds spent in the named phases of the steps since the last `take`.
-
-    On a GPU they are the GPU's: the host only marks where in its queue a phase begins and ends.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._spans: list[tuple[str, Any, Any]] = []  # phase, begin, end
-        self._steps = 0
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = self._mark()
-        try:
-            yield
-        finally:
-            self._spans.append((name, start, self._mark()))
-
-    def _mark(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, time counts for no step."""
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
-
-    def count_step(self) -> None:
-        self._steps += 1
-
-    def take(self) -> dict[str, float]:
-        """`seconds` and `seconds_<phase>`, means over the steps counted since the last call. Waits for the GPU."""
-        if self._on_gpu and self._spans:
-            self._spans[-1][2].synchronize()
-        seconds: dict[str, float] = {}
-        for name, start, end in self._spans:
-            span = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
-            seconds[name] = seconds.get(name, 0.0) + span
-        now, steps = time.perf_counter(), max(1, self._steps)
-        taken = {"seconds": (now - self._since) / steps}
-        taken |= {f"seconds_{name}": value / steps for name, value in seconds.items()}
-        self._spans, self._steps, self._since = [], 0, now
-        return {name: round(value, 6) for name, value in taken.items()}
 
 
 class _MetricsFile:

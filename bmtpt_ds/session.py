@@ -1,14 +1,15 @@
 """What every command begins with: the job's ranks, the rows, the backbone, the tokenizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from typing import NamedTuple
 
 import torch
 
 from bmtpt_ds import __version__
-from bmtpt_ds.config import Recipe
+from bmtpt_ds.config import ModelConfig, Recipe, RunConfig
 from bmtpt_ds.data.prepared import AGAIN, Prepared
 from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
@@ -24,6 +25,13 @@ from bmtpt_ds.tasks import Task
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 
 
+class RowShape(NamedTuple):
+    """Tokens of a row."""
+
+    source: int  # of the encoder, prompt included
+    target: int
+
+
 @dataclass(frozen=True)
 class Session:
     """A command at work."""
@@ -37,6 +45,12 @@ class Session:
     @property
     def ranks(self) -> Ranks:
         return self.model.ranks
+
+    def longest(self, tasks: Iterable[Task]) -> RowShape:
+        """The longest row that these tasks can have."""
+        tasks = list(tasks)
+        source = max(map(self.encoder.max_source_length, tasks))
+        return RowShape(self.recipe.prompt.length + source, max(map(self.encoder.max_target_length, tasks)))
 
     def initial_prompts(self, count: int) -> torch.Tensor:
         """`count` prompts [count, L, H] as the recipe begins them; all ranks must ask together."""
@@ -131,22 +145,22 @@ def open_session(
     model = load_backbone(ranks, recipe.model, ds, cells_per_step)
     tokenizer = ranks.together(lambda: load_tokenizer(model.folder))
     encoder = RowEncoder(tokenizer, recipe.model, recipe.data)
-    activations = _settle_activations(recipe, model, encoder, cells_per_step, trained_on) if trained_on else ""
-    return Session(recipe, model, encoder, stop, activations)
+    session = Session(recipe, model, encoder, stop)
+    if not trained_on:
+        return session
+    settled = settle_activations(recipe.model, model, cells_per_step, session.longest(trained_on), recipe.run)
+    return replace(session, activations=settled)
 
 
-def _settle_activations(
-    recipe: Recipe, model: Sharded, encoder: RowEncoder, cells_per_step: int, tasks: Sequence[Task]
+def settle_activations(
+    asked: ModelConfig, model: Sharded, cells_per_step: int, longest: RowShape, run: RunConfig
 ) -> str:
     """Whether activations are kept or recomputed, and who said so; without a word from the user memory decides."""
-    if recipe.model.activation_checkpointing != "auto" or model.backbone.checkpoints_activations:
-        who = "DeepSpeed JSON" if recipe.model.activation_checkpointing == "auto" else "recipe"
+    if asked.activation_checkpointing != "auto" or model.backbone.checkpoints_activations:
+        who = "DeepSpeed JSON" if asked.activation_checkpointing == "auto" else "recipe"
         return f"activations {'recomputed' if model.backbone.checkpoints_activations else 'kept'}, as the {who} says"
-    length = recipe.prompt.length + max(map(encoder.max_source_length, tasks))
-    longest_target = max(map(encoder.max_target_length, tasks))
-    return str(
-        model.choose_checkpointing(cells_per_step, length, recipe.run.max_tokens_per_micro_batch, longest_target)
-    )
+    length, target = longest
+    return str(model.choose_checkpointing(cells_per_step, length, run.max_tokens_per_micro_batch, target))
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ A step draws kappa tasks and R rows of each, sees every row through every partic
 ranks, and moves the particles by one SVGD step, on rank 0, which then tells the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,10 +22,12 @@ from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows, score_prompts
 from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
-from bmtpt_ds.parallel import Grid, Ranks, particle_ranks
-from bmtpt_ds.runlog import Phases, RunLog, is_log_step, steps_since_line
+from bmtpt_ds.parallel import Grid, Ranks, Sharded, particle_ranks
+from bmtpt_ds.phases import Phases
+from bmtpt_ds.runlog import RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
+from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import Backend, Diagnostics, choose_backend, init_state, svgd_step_
 
 
@@ -91,7 +93,7 @@ def learn_posterior(
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
     grid = Grid(ranks, particle_ranks(source.particle_ranks, source.particles, ranks.world))
     gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
-    backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
+    about, flags = session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)
     validation = [
         EncodedRows.of(session.encoder, task, splits.validation)
@@ -99,25 +101,20 @@ def learn_posterior(
     ]
     log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")
 
-    def work_of(step: int) -> StepWork:
-        rows = draw_rows(source, run.seed, step, tasks, session.encoder)
-        return gradient_of.prepare(StepRows.evenly(rows), *posterior.particles.shape[:2])
+    def draw(step: int) -> list[TokenRow]:
+        return draw_rows(source, run.seed, step, tasks, session.encoder)
 
-    with Ahead(work_of, source.steps) as ahead:
+    with SourceSteps(
+        source, session.model, gradient_of, backend, phases, draw, session.stop, posterior.particles.shape[1]
+    ) as next_step:
         while True:
             if _due(source.eval_every, posterior.step) and posterior.validated < posterior.step:
                 with phases.paused():
                     validate(session, validation, posterior, log)
             if posterior.step == source.steps:
                 return
-            step = posterior.step + 1
-            with phases("data"):
-                work = ahead.take(step)
-            backbone.train(backbone.train_while_tuning)
-            gradient = gradient_of(posterior.particles, work, step, session.stop)
-            diagnostics = svgd_step(source, backend, ranks, posterior, gradient, step, phases)
-            posterior.step = step
-            phases.count_step()
+            gradient, diagnostics = next_step(posterior)
+            step = posterior.step
             logged = is_log_step(step, run.log_every, source.steps)
             # saved before a validation too: one that a signal breaks off is done again on resume
             saved = step % run.save_every == 0 or step == source.steps or _due(source.eval_every, step)
@@ -133,6 +130,54 @@ def learn_posterior(
                 ranks.first_does(partial(checkpoints.save, step, posterior.tensors(), state))
             if stop:
                 raise session.stop.stopped()
+
+
+class SourceSteps:
+    """Makes the steps of the source stage: rows, gradients, SVGD. A context: inside, the next step's rows are made
+    while a step runs."""
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        model: Sharded,
+        gradient_of: GradientPass,
+        backend: Backend,
+        phases: Phases,
+        draw: Callable[[int], Sequence[TokenRow]],
+        stop: StopSignal,
+        length: int,
+    ):
+        """
+        Args:
+            draw: the rows of a step, the same on all ranks; called in a thread.
+            length: L.
+        """
+        self._source, self._model, self._gradient_of, self._backend = source, model, gradient_of, backend
+        self._phases, self._stop = phases, stop
+
+        def work_of(step: int) -> StepWork:
+            return gradient_of.prepare(StepRows.evenly(draw(step)), source.particles, length)
+
+        self._ahead = Ahead(work_of, source.steps)
+
+    def __enter__(self) -> "SourceSteps":
+        self._ahead.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ahead.__exit__(*error)
+
+    def __call__(self, posterior: Posterior) -> tuple[StepGradient, Diagnostics | None]:
+        """Takes the posterior one step on; what the step was made of."""
+        step, backbone = posterior.step + 1, self._model.backbone
+        with self._phases("data"):
+            work = self._ahead.take(step)
+        backbone.train(backbone.train_while_tuning)
+        gradient = self._gradient_of(posterior.particles, work, step, self._stop)
+        diagnostics = svgd_step(self._source, self._backend, self._model.ranks, posterior, gradient, step, self._phases)
+        posterior.step = step
+        self._phases.count_step()
+        return gradient, diagnostics
 
 
 def draw_rows(

@@ -8,13 +8,13 @@ Runs side by side (several seeds, several tasks one by one) differ in tasks, row
 share the passes through the backbone.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 
+from bmtpt_ds.adaptation.prior import Prior
 from bmtpt_ds.adaptation.reports import log_losses, validate
 from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.state import Adaptation
@@ -26,41 +26,16 @@ from bmtpt_ds.data.tokens import RowEncoder, TokenRow, upload
 from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows
-from bmtpt_ds.losses import GradientPass, LateFlags
+from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
 from bmtpt_ds.optimizer import adam, clip_factor
-from bmtpt_ds.parallel import Ranks
+from bmtpt_ds.parallel import Ranks, Sharded
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.runlog import RunLog, is_log_step
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
+from bmtpt_ds.stopping import StopSignal
 
 MAX_SKIPPED = 10  # steps in a row with non-finite gradients that stop the run
-
-
-@dataclass(frozen=True)
-class Prior:
-    """p(theta_T | D^S), the posterior of the source tasks as prior of the target prompt (section 4.1)."""
-
-    kind: str  # `gaussian`, `mixture` or `none`
-    particles: torch.Tensor  # [M, L, H] float32, or of each run its own, [R, M, L, H]
-    sigma: float  # standard deviation of p(theta_T | theta_i), in units of embeddings
-
-    @cached_property  # asked for at every step
-    def centre(self) -> torch.Tensor:
-        """theta_bar [L, H], or [R, L, H]."""
-        return self.particles.mean(dim=-3)
-
-    def negative_log(self, theta: torch.Tensor) -> torch.Tensor:
-        """- log p(theta_T | D^S) up to a constant, [N] of prompts [N, L, H], [R, N] of [R, N, L, H].
-
-        `gaussian` is the bound of Eq. 5 and 6, `mixture` the exact sum of Eq. 4; both are zero at a lone particle.
-        """
-        if self.kind == "none":
-            return theta.new_zeros(theta.shape[:-2])
-        if self.kind == "gaussian":
-            return (theta - self.centre.unsqueeze(-3)).square().sum(dim=(-2, -1)) / (2 * self.sigma**2)
-        apart = theta.unsqueeze(-3) - self.particles.unsqueeze(-4)  # [..., N, M, L, H]
-        distances = apart.square().sum(dim=(-2, -1))
-        return math.log(apart.shape[-3]) - torch.logsumexp(-distances / (2 * self.sigma**2), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -91,32 +66,23 @@ def adapt(
     """
     target, run, ranks, phases = session.recipe.target, session.recipe.run, session.ranks, log.phases
     gradient_of = GradientPass.of(session, [task for of_run in runs for task, _ in of_run.tasks], phases)
-    backbone, about, flags = session.model.backbone, session.identity(), LateFlags(ranks.device)
+    about, flags = session.identity(), LateFlags(ranks.device)
     validation = {
         task.name: EncodedRows.of(session.encoder, task, splits.validation) for r in runs for task, splits in r.tasks
     }
 
-    def draw(step: int) -> Drawn:
-        rows, counts = draw_rows(runs, step, session.encoder)
-        return Drawn(gradient_of.prepare(rows, counts.numel(), session.recipe.prompt.length), counts)
+    def draw(step: int) -> tuple[StepRows, torch.Tensor]:
+        return draw_rows(runs, step, session.encoder)
 
-    with Ahead(draw, target.steps) as ahead:
+    with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop) as next_step:
         while True:
             if _validation_due(target, adaptation.step) and adaptation.validated < adaptation.step:
                 with phases.paused():
                     validate(session, runs, validation, prior.centre, adaptation, log)
             if adaptation.step == target.steps:
                 return
-            step = adaptation.step + 1
-            with phases("data"):
-                drawn = ahead.take(step)
-            backbone.train(backbone.train_while_tuning)
-            found = gradient_of(adaptation.prompt.compose().flatten(0, 1), drawn.work, step, session.stop)
-            with phases("update"):
-                counts = upload(drawn.counts, ranks.device)
-                update(target, adaptation, prior, found.gradient, found.losses, counts, step, ranks)
-            adaptation.step = step
-            phases.count_step()
+            found = next_step(adaptation)
+            step = adaptation.step
             logged = is_log_step(step, run.log_every, target.steps)
             # saved before a validation too: one that a signal breaks off is done again on resume
             saved = step % run.save_every == 0 or _validation_due(target, step)
@@ -129,6 +95,54 @@ def adapt(
                 ranks.first_does(partial(checkpoints.save, step, adaptation.tensors(), state))
             if stop:
                 raise session.stop.stopped()
+
+
+class TargetSteps:
+    """Makes the steps of the target stage. A context: inside, the next step's rows are made while a step runs."""
+
+    def __init__(
+        self,
+        target: TargetConfig,
+        model: Sharded,
+        gradient_of: GradientPass,
+        prior: Prior,
+        phases: Phases,
+        draw: Callable[[int], tuple[StepRows, torch.Tensor]],
+        stop: StopSignal,
+    ):
+        """
+        Args:
+            draw: the rows of a step and their counts [R, N], the same on all ranks; called in a thread.
+        """
+        self._target, self._model, self._gradient_of, self._prior = target, model, gradient_of, prior
+        self._phases, self._stop = phases, stop
+        length = prior.particles.shape[-2]
+
+        def drawn(step: int) -> Drawn:
+            rows, counts = draw(step)
+            return Drawn(gradient_of.prepare(rows, counts.numel(), length), counts)
+
+        self._ahead = Ahead(drawn, target.steps)
+
+    def __enter__(self) -> "TargetSteps":
+        self._ahead.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ahead.__exit__(*error)
+
+    def __call__(self, adaptation: Adaptation) -> StepGradient:
+        """Takes every run one step on; what the step was made of."""
+        step, backbone, ranks = adaptation.step + 1, self._model.backbone, self._model.ranks
+        with self._phases("data"):
+            drawn = self._ahead.take(step)
+        backbone.train(backbone.train_while_tuning)
+        found = self._gradient_of(adaptation.prompt.compose().flatten(0, 1), drawn.work, step, self._stop)
+        counts = upload(drawn.counts, ranks.device)
+        update(self._target, adaptation, self._prior, found.gradient, found.losses, counts, step, ranks, self._phases)
+        adaptation.step = step
+        self._phases.count_step()
+        return found
 
 
 def draw_rows(runs: Sequence[TargetRun], step: int, encoder: RowEncoder) -> tuple[StepRows, torch.Tensor]:
@@ -161,12 +175,13 @@ def update(
     counts: torch.Tensor,
     step: int,
     ranks: Ranks,
+    phases: Phases,
 ) -> None:
     """One step on W and every a and b of every run: rank 0's, which the others take over.
 
     The loss of a run is the mean over its batch of row loss and prior of the row's prompt (Eq. 6 for one task). A run
     with a gradient that is not finite keeps every bit, but for its count of such steps; the host does not wait to find
-    out.
+    out. A task without a row in the batch has a gradient of 0: Adam's momentum alone moves its a and b.
 
     Args:
         gradient: [R * N, L, H], of the mean row loss with respect to the composed prompts.
@@ -176,47 +191,53 @@ def update(
     runs, tasks = counts.shape
     gradient, losses = gradient.unflatten(0, (runs, tasks)), losses.view(runs, tasks)
     rows = counts.sum(dim=1)  # [R]
-    gradients, prior_loss, norms = _gradients(adaptation, prior, gradient, counts / rows[:, None])
+    with phases("prior"):
+        prior_loss, of_prior = _prior_gradient(adaptation, prior, counts / rows[:, None])
     finite = torch.isfinite(gradient.flatten(1)).all(dim=1) & torch.isfinite(losses).all(dim=1)  # [R]
 
     # everything is computed, then kept or not on the device: a branch here would wait for it
     def keep(old: torch.Tensor, new: torch.Tensor) -> None:
         old.copy_(torch.where(finite.view(-1, *[1] * (old.ndim - 1)), new, old))
 
-    _step(target, adaptation, gradients, learning_rates(target, step), keep)
-    keep(adaptation.losses, adaptation.losses + losses * rows[:, None])
-    keep(adaptation.rows, adaptation.rows + counts)
-    keep(adaptation.prior, adaptation.prior + prior_loss * rows)
-    keep(adaptation.norms, norms)
-    adaptation.taken += finite
-    adaptation.skipped += ~finite
-    adaptation.skipped_in_a_row += 1
-    keep(adaptation.skipped_in_a_row, torch.zeros_like(adaptation.skipped_in_a_row))
-    for tensor in adaptation.prompt.tensors():
-        ranks.broadcast_(tensor)
+    with phases("update"):
+        gradients = _through_composition(adaptation, gradient + of_prior)
+        _step(target, adaptation, gradients, learning_rates(target, step), keep)
+        keep(adaptation.losses, adaptation.losses + losses * rows[:, None])
+        keep(adaptation.rows, adaptation.rows + counts)
+        keep(adaptation.prior, adaptation.prior + prior_loss * rows)
+        keep(adaptation.norms, torch.stack([p.flatten(1).norm(dim=1) for p in (gradient, of_prior)], dim=1))
+        adaptation.taken += finite
+        adaptation.skipped += ~finite
+        adaptation.skipped_in_a_row += 1
+        keep(adaptation.skipped_in_a_row, torch.zeros_like(adaptation.skipped_in_a_row))
+    with phases("broadcast"):
+        for tensor in adaptation.prompt.tensors():
+            ranks.broadcast_(tensor)
 
 
-def _gradients(
-    adaptation: Adaptation, prior: Prior, gradient: torch.Tensor, share: torch.Tensor
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Gradients of W, a and b of a run's loss; the mean of its rows' priors, [R]; the norms [R, 2] of both parts.
-
-    A task without a row in the batch has a gradient of 0: Adam's momentum alone moves its a and b.
+def _prior_gradient(adaptation: Adaptation, prior: Prior, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of its rows' priors of each run, [R], and its gradient with respect to the composed prompts
+    [R, N, L, H].
 
     Args:
-        gradient: [R, N, L, H].
         share: [R, N], of the batch's rows those of each task.
     """
+    theta = adaptation.prompt.compose()
+    if prior.kind == "none":
+        return theta.new_zeros(len(theta)), torch.zeros_like(theta)
+    with torch.enable_grad():
+        theta.requires_grad_()
+        loss = (share * prior.negative_log(theta)).sum(dim=1)
+        (gradient,) = torch.autograd.grad(loss.sum(), theta)
+    return loss.detach(), gradient
+
+
+def _through_composition(adaptation: Adaptation, gradient: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of W, a and b from that of the composed prompts [R, N, L, H]."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in adaptation.prompt.tensors()]
         composed = type(adaptation.prompt)(*leaves).compose()
-        prior_loss = (share * prior.negative_log(composed)).sum(dim=1)
-        of_prior = torch.zeros_like(gradient)
-        if prior_loss.requires_grad:
-            (of_prior,) = torch.autograd.grad(prior_loss.sum(), composed, retain_graph=True)
-        of_leaves = torch.autograd.grad(composed, leaves, gradient + of_prior)
-    norms = torch.stack([part.flatten(1).norm(dim=1) for part in (gradient, of_prior)], dim=1)
-    return list(of_leaves), prior_loss.detach(), norms
+        return list(torch.autograd.grad(composed, leaves, gradient))
 
 
 def _step(

@@ -22,6 +22,7 @@ ROOMS = (
     "prompt_files",
     "session",
     "runlog",
+    "phases",
     "run_directory",
     "checkpoint",
     "parallel",

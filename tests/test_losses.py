@@ -11,7 +11,7 @@ from bmtpt_ds.data.tokens import Batch, TokenRow, collate
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.losses import Flags, GradientPass, LateFlags
 from bmtpt_ds.model.backbone import checkpoint_activations
-from bmtpt_ds.runlog import Phases
+from bmtpt_ds.phases import Phases
 from tests.one_step import gradient_of_rows
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from bmtpt_ds.config import TargetConfig
 from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.prompts import ComposedPrompt
-from bmtpt_ds.runlog import Phases
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.target import Adaptation, Prior, update
 from tests.one_step import gradient_of_rows
 
@@ -89,7 +89,7 @@ def test_update_follows_the_gradient_of_equation_6(loaded, kind: str, task_of: l
     gradient_pass, theta = GradientPass(loaded, 0, 10**9, 0, Phases(CPU)), adaptation.prompt.compose()[0]
     found = gradient_of_rows(gradient_pass, theta, ROWS, prompt_of=task_of)
     counts = torch.bincount(torch.tensor(task_of), minlength=tasks)[None].float()
-    update(target, adaptation, prior, found.gradient, found.losses, counts, 1, loaded.ranks)
+    update(target, adaptation, prior, found.gradient, found.losses, counts, 1, loaded.ranks, Phases(CPU))
     prior_loss = adaptation.prior[0] / len(ROWS)
 
     exact = copy.deepcopy(loaded.backbone).double()
@@ -123,7 +123,9 @@ def drift(loaded, sigma: float, kind: str = "gaussian") -> float:
     gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
     for step in range(1, 61):
         found = gradient_of_rows(gradient_pass, adaptation.prompt.compose()[0], ROWS, step)
-        update(target, adaptation, prior, found.gradient, found.losses, torch.ones(1, 1), step, loaded.ranks)
+        update(
+            target, adaptation, prior, found.gradient, found.losses, torch.ones(1, 1), step, loaded.ranks, Phases(CPU)
+        )
     moved = adaptation.prompt.compose()[0, 0] - prior.centre
     return (moved.norm() / prior.centre.norm()).item()
 
@@ -146,7 +148,7 @@ def test_clipping_bounds_the_whole_gradient_of_each_run() -> None:
     before = [t.clone() for t in adaptation.prompt.tensors()]
     gradient = torch.ones(2, 2, 4, 32) * torch.tensor([1.0, 1e-5])[:, None, None, None]
     prior = Prior("none", PARTICLES, 1.0)
-    update(target, adaptation, prior, gradient.flatten(0, 1), torch.ones(4), torch.ones(2, 2), 1, Alone())
+    update(target, adaptation, prior, gradient.flatten(0, 1), torch.ones(4), torch.ones(2, 2), 1, Alone(), Phases(CPU))
     moved = [(t - b).flatten(1) for t, b in zip(adaptation.prompt.tensors(), before, strict=True)]
     norms = torch.cat(moved, dim=1).norm(dim=1)
     assert norms[0].item() == pytest.approx(0.5, rel=1e-4)
@@ -162,7 +164,7 @@ def steps(adaptation: Adaptation, target: TargetConfig, prior: Prior, first: int
             gradient[-1, 1, 2, 3] = torch.nan
         counts = torch.tensor([[16.0, 8.0, 8.0]]).repeat(runs, 1)
         losses = gradient.sum(dim=(2, 3)).flatten()
-        update(target, adaptation, prior, gradient.flatten(0, 1), losses, counts, step, Alone())
+        update(target, adaptation, prior, gradient.flatten(0, 1), losses, counts, step, Alone(), Phases(CPU))
         adaptation.step = step
 
 
@@ -226,6 +228,8 @@ def test_an_update_reads_nothing_back() -> None:
     with FakeTensorMode():
         adaptation = Adaptation(torch.randn(2, 4, 32), 3, target)
         prior = Prior("mixture", torch.randn(2, 5, 4, 32), 3.0)
-        update(target, adaptation, prior, torch.randn(6, 4, 32), torch.randn(6), torch.ones(2, 3), 1, Alone())
+        update(
+            target, adaptation, prior, torch.randn(6, 4, 32), torch.randn(6), torch.ones(2, 3), 1, Alone(), Phases(CPU)
+        )
         with pytest.raises(RuntimeError):  # so the above can fail
             adaptation.taken.tolist()

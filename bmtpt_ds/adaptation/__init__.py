@@ -1,1 +1,1 @@
-"""What the target stage works on: runs side by side, where they stand, what they log."""
+"""What the target stage works on: runs side by side, their prior, where they stand, what they log."""

@@ -49,7 +49,7 @@ class Bench:
     def step(self, seed: int, *, M: int, kappa: int, L: int) -> dict[str, float]:
         """Seconds, of these in SVGD, and tokens of a step; the same rows for a seed, whatever M and L."""
         from bmtpt_ds.losses import GradientPass
-        from bmtpt_ds.runlog import Phases
+        from bmtpt_ds.phases import Phases
         from bmtpt_ds.svgd import init_state, svgd_step_
         from tests.one_step import gradient_of_rows
 

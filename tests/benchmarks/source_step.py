@@ -37,7 +37,7 @@ from bmtpt_ds.data.plan import Cell, padded_tokens
 from bmtpt_ds.data.tokens import IGNORE, TokenRow, pad
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
-from bmtpt_ds.runlog import Phases
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.svgd import init_state, svgd_step_
 from tests.one_step import gradient_of_rows
 

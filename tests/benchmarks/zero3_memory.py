@@ -76,7 +76,7 @@ def work(folder: Path, json_name: str, out: Path) -> None:
     from bmtpt_ds.data.tokens import TokenRow
     from bmtpt_ds.losses import GradientPass
     from bmtpt_ds.parallel import Ranks, load_backbone
-    from bmtpt_ds.runlog import Phases
+    from bmtpt_ds.phases import Phases
     from tests.one_step import gradient_of_rows
 
     ranks = Ranks(timeout=300)

@@ -28,7 +28,7 @@ from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.backbone import Backbone, checkpoint_activations
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
-from bmtpt_ds.runlog import Phases
+from bmtpt_ds.phases import Phases
 from tests import toy
 from tests.one_step import gradient_of_rows
 
