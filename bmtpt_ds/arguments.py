@@ -1,6 +1,7 @@
 """How a command line reads: help with examples, one line for a mistake, and the options that commands share."""
 
 import argparse
+import math
 import os
 import re
 import shutil
@@ -135,13 +136,38 @@ def given_path(text: str) -> Path:
     return Path(given(text))
 
 
+def count(text: str) -> int:
+    """For `type` of an option that takes a number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """For `type` of an option that takes a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
 def add_recipe(command: Parser) -> argparse._ArgumentGroup:
     """`--config` and `--set`, in a group of their own; the group."""
     group = command.add_argument_group("recipe")
-    text = "a YAML file or the name of a shipped recipe"
-    group.add_argument("--config", required=True, type=given, metavar="RECIPE", help=text)
+    add_config(group)
     add_set(group)
     return group
+
+
+def add_config(group: argparse._ActionsContainer, *names: str, default: str | None = None) -> None:
+    """`--config`, required where it has no default; `names` are others for the same."""
+    text = "a YAML file or the name of a shipped recipe"
+    group.add_argument(
+        "--config", *names, required=default is None, default=default, type=given, metavar="RECIPE", help=text
+    )
 
 
 def add_set(command: argparse._ActionsContainer) -> None:

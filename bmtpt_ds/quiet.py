@@ -24,6 +24,7 @@ _VERBOSITY = {
     "DATASETS_VERBOSITY": ("error", "info"),
     "HF_HUB_VERBOSITY": ("error", "info"),
     "TORCH_CPP_LOG_LEVEL": ("ERROR", "WARNING"),
+    "KINETO_LOG_LEVEL": ("6", "3"),  # torch.profiler's library
 }
 _BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 

@@ -9,6 +9,7 @@ import bmtpt_ds
 ROOMS = (
     "__main__",
     "cli",
+    "subcommands",
     "experiments",
     "arguments",
     "commands",

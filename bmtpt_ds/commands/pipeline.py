@@ -93,7 +93,7 @@ def run_adapt(
         return
     with at_work(ranks, GO_ON) as stop:
         splits = dict(zip((task.name for task in tasks), load_rows(ranks, recipe, tasks), strict=True))
-        runs = [_target_run(name, own, splits) for name, own in recipes.items()]
+        runs = [target_run(name, own, splits) for name, own in recipes.items()]
         stored = None if particles == "none" else ranks.from_first(ranks.first_does(lambda: read_particles(particles)))
         session = open_session(recipe, ranks, ds, sum(run.batch_size for run in runs), stop, tasks)
         for task in tasks:
@@ -121,7 +121,7 @@ def run_adapt(
         log.say(table_of_runs(tested, "test") if places else score_table(tested[0], "test"))
 
 
-def _target_run(name: str, recipe: Recipe, splits: Mapping[str, Splits]) -> TargetRun:
+def target_run(name: str, recipe: Recipe, splits: Mapping[str, Splits]) -> TargetRun:
     """A run's tasks with the rows that it trains on, which its seed picks."""
     tasks = target_tasks(recipe)
     return TargetRun(name, recipe, [TaskSplits(t, target_splits(recipe, t, splits[t.name])) for t in tasks])

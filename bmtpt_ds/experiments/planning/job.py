@@ -1,0 +1,51 @@
+"""What is to be run: a source stage, by its model, recipe and tasks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from bmtpt_ds.config import Recipe
+from bmtpt_ds.data.plan import Cell
+from bmtpt_ds.experiments.typical_rows import source_rows
+from bmtpt_ds.model_folder import Architecture
+from bmtpt_ds.tasks import Task
+
+FLOAT32 = 4  # bytes
+_SAMPLES = 8  # steps whose rows are drawn
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run."""
+
+    architecture: Architecture
+    recipe: Recipe
+    tasks: Sequence[Task]
+
+    @property
+    def value_bytes(self) -> int:
+        return 2 if self.recipe.model.dtype == "bfloat16" else FLOAT32
+
+    @property
+    def numbers(self) -> int:
+        """M * L * H."""
+        return self.recipe.source.particles * self.recipe.prompt.length * self.architecture.hidden_size
+
+    @property
+    def cells(self) -> int:
+        """Rows times particles of a step."""
+        source = self.recipe.source
+        return source.particles * source.kappa * source.rows_per_task
+
+    @cached_property
+    def steps(self) -> list[list[Cell]]:
+        """The cells of some steps."""
+        return [self._cells_of(step) for step in range(1, _SAMPLES + 1)]
+
+    def _cells_of(self, step: int) -> list[Cell]:
+        rows, length = source_rows(self.recipe, self.tasks, step), self.recipe.prompt.length
+        return [
+            Cell(p, r, 1 / len(rows), length + row.source, row.target)
+            for r, row in enumerate(rows)
+            for p in range(self.recipe.source.particles)
+        ]

@@ -1,0 +1,77 @@
+"""A plan from beginning to end: every layout on the cluster that was asked about, the best one on 1 to 4096 ranks."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bmtpt_ds.checkpoint import write_atomically
+from bmtpt_ds.config import Recipe
+from bmtpt_ds.experiments.planning.cluster import Cluster
+from bmtpt_ds.experiments.planning.job import Job
+from bmtpt_ds.experiments.planning.predict import Prediction, predict
+from bmtpt_ds.experiments.planning.report import plot, text
+from bmtpt_ds.model.shapes import architecture_by_name
+from bmtpt_ds.run_directory import check_files
+from bmtpt_ds.stage_inputs import source_tasks
+
+SIZES = tuple(2**power for power in range(13))  # ranks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before a run."""
+
+    layouts: Sequence[Prediction]  # on the cluster that was asked about
+    best: Prediction | None  # of these, the fastest that fits
+    growth: Sequence[Prediction]  # the best on each number of ranks on which something fits
+
+
+def run_plan(
+    recipe: Recipe, given: Sequence[str], cluster: Cluster, json_file: Path | None, plot_file: Path | None
+) -> str:
+    """`bmtpt plan`: what the recipe's source stage takes on a cluster.
+
+    Args:
+        given: the words of a command line that stand for the recipe.
+
+    Returns:
+        tables for a person.
+
+    Raises:
+        UserError: a mistake of the user's; nothing is written.
+    """
+    check_files({"--json": json_file, "--plot": plot_file})
+    job = Job(architecture_by_name(recipe.model.name_or_path), recipe, source_tasks(recipe))
+    made = make_plan(job, cluster)
+    if json_file:
+        values = {"model": recipe.model.name_or_path, "cluster": asdict(cluster), **asdict(made)}
+        write_atomically(json_file, (json.dumps(values, indent=1) + "\n").encode())
+    if plot_file:
+        plot(job, made.growth, plot_file)
+    return text(job, given, cluster, made.layouts, made.best, made.growth)
+
+
+def make_plan(job: Job, cluster: Cluster) -> Plan:
+    """Compares layouts and sizes."""
+    layouts = [predict(job, cluster, layout) for layout in candidates(cluster)]
+    growth = []
+    for ranks in SIZES:
+        smaller = cluster.of_ranks(ranks)
+        best = fastest([predict(job, smaller, layout) for layout in candidates(smaller)])
+        if best is not None:
+            growth.append(best)
+    return Plan(layouts, fastest(layouts), growth)
+
+
+def candidates(cluster: Cluster) -> list[str]:
+    """The shipped DeepSpeed JSONs that make a difference there, the simplest first."""
+    if cluster.on_cpu:
+        return ["resident", "zero3_cpu"]
+    return ["resident", "zero3", *(["zero3_hpz"] if cluster.nodes > 1 and cluster.gpus > 1 else []), "zero3_offload"]
+
+
+def fastest(predictions: Sequence[Prediction]) -> Prediction | None:
+    """The least seconds a step of those that fit; of equals the first."""
+    fitting = [prediction for prediction in predictions if prediction.memory.fits]
+    return min(fitting, key=lambda prediction: prediction.step) if fitting else None
