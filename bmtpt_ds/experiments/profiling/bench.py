@@ -74,7 +74,8 @@ def open_bench(
     sources, recipes = tasks_to_profile(recipe, stages)
     targets = list({task.name: task for own in recipes.values() for task in target_tasks(own)}.values())
     tasks = list({task.name: task for task in [*sources, *targets]}.values())
-    cells = recipe.source.particles * recipe.source.kappa * recipe.source.rows_per_task
+    source = recipe.source.particles * recipe.source.kappa * recipe.source.rows_per_task
+    cells = max(source if sources else 0, recipe.target.batch_size * len(recipes))
     if random:
         model = random_backbone(ranks, recipe.model, ds, cells)
         session = Session(recipe, model, TypicalRows(recipe), stop)
