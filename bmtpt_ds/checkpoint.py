@@ -6,10 +6,8 @@ when it is complete; a file that is damaged later is found out by its SHA-256, n
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.files import write_atomically
 
 GO_ON = "then go on with --resume"  # what a run may do where it could not write
-TEMPORARY = ".*.tmp"  # names of files that are not complete
 _PREFIX, _SUFFIX = "step-", ".safetensors"
 
 
@@ -52,31 +50,6 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], state: Mappin
     text = json.dumps(state, sort_keys=True)
     data = save(cpu, metadata={"state": text, "sha256": _digest(cpu, text)})
     write_atomically(path, data, GO_ON)
-
-
-def write_atomically(path: Path, data: bytes, then: str = "") -> None:
-    """The file appears whole or not at all, whenever the process or the machine dies.
-
-    Raises:
-        UserError: the folder cannot be written; `then` is what to do when that is mended.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with written(path, then):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError:
-            with suppress(OSError):  # a folder that is not there
-                temporary.unlink(missing_ok=True)
-            raise
 
 
 def read_tensors(path: Path) -> Stored:

@@ -28,6 +28,14 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} days {hours % 24} h" if hours % 24 else f"{hours // 24} days"
 
 
+def short_time(seconds: float) -> str:
+    """A moment in three digits: `1.24 s`, `412 ms`, `3.1 us`; 0 without a unit."""
+    if not seconds:
+        return "0"
+    unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if seconds * f >= 0.9995), ("us", 1e6))
+    return f"{seconds * factor:.3g} {unit}"
+
+
 def readable_bytes(count: int) -> str:
     """`307 MB`, in powers of 1000."""
     for unit in ("B", "kB", "MB"):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.evaluate import TaskScore
+from bmtpt_ds.files import write_atomically
 from bmtpt_ds.session import Session, versions
 
 

@@ -1,7 +1,6 @@
 """A run's directory: who may write in it, and what lies there."""
 
 import fcntl
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import IO
 
 import yaml
 
-from bmtpt_ds.checkpoint import TEMPORARY, Checkpoints, Stored, write_atomically
+from bmtpt_ds.checkpoint import Checkpoints, Stored
 from bmtpt_ds.config import Recipe, RunConfig
 from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.files import TEMPORARY, check_writable, write_atomically
 from bmtpt_ds.quiet import print_line
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
@@ -176,45 +176,6 @@ def _without_free(values: dict, above: str = "") -> dict:
 def _same(before: object, now: object) -> bool:
     """Also in the order of their keys: that of an own task's fields is the order of its text."""
     return yaml.safe_dump(before, sort_keys=False) == yaml.safe_dump(now, sort_keys=False)
-
-
-def check_writable(folder: Path, what: str) -> None:
-    """Refuses, without touching anything, a folder that could not be made or written in; `what` is where it was said.
-
-    Raises:
-        UserError: a file there or above it, no permission, a name that cannot be.
-    """
-    try:
-        nearest = folder
-        while not nearest.exists():
-            nearest = nearest.parent
-        writable = nearest.is_dir() and os.access(nearest, os.R_OK | os.W_OK | os.X_OK)
-    except OSError as error:  # a folder above it that may not be looked into, a name too long
-        raise UserError(f"{what} {folder}: cannot be written: {error.strerror}; give a folder of yours") from None
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{what} {folder}: that is a file; give a folder")
-    if not writable:
-        raise UserError(f"{what} {folder}: {nearest} cannot be written; give a folder of yours")
-
-
-def check_files(files: dict[str, Path | None]) -> None:
-    """Refuses, before the work is done, files to be written of which one could not be; by the option that names each.
-
-    Raises:
-        UserError: no folder, a folder in its place, no permission, one file for two things.
-    """
-    taken: dict[Path, str] = {}
-    for option, file in files.items():
-        if file is None:
-            continue
-        if not file.parent.is_dir():
-            raise UserError(f"{option} {file}: the folder {file.parent} does not exist; make it first")
-        if file.is_dir():
-            raise UserError(f"{option} {file}: that is a folder; give a file")
-        check_writable(file.parent, f"{option} {file}:")
-        other = taken.setdefault(file.resolve(), option)
-        if other != option:
-            raise UserError(f"{option} {file}: that is what {other} writes; give another file")
 
 
 def read_run_recipe(path: Path) -> tuple[str, dict]:

@@ -13,13 +13,14 @@ from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 from tqdm import tqdm
 
-from bmtpt_ds.checkpoint import GO_ON, write_atomically
+from bmtpt_ds.checkpoint import GO_ON
 from bmtpt_ds.config import NOT_TASKS
 from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
-from bmtpt_ds.run_directory import METRICS, check_writable
+from bmtpt_ds.run_directory import METRICS
 
 
 def is_log_step(step: int, log_every: int, steps: int) -> bool:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bmtpt_ds.checkpoint import Checkpoints, Damaged, read_tensors, write_atomically, write_tensors
+from bmtpt_ds.checkpoint import Checkpoints, Damaged, read_tensors, write_tensors
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.files import write_atomically
 
 TENSORS = {"particles": torch.randn(3, 4, 5), "step": torch.tensor(7), "half": torch.randn(3).bfloat16()}
 

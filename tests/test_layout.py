@@ -40,6 +40,7 @@ ROOMS = (
     "stopping",
     "progress",
     "quiet",
+    "files",
     "imports",
     "errors",
     "__init__",

@@ -14,18 +14,19 @@ import torch
 from bmtpt_ds.adaptation.reports import score_runs
 from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.state import Adaptation
-from bmtpt_ds.checkpoint import GO_ON, Stored, write_atomically
+from bmtpt_ds.checkpoint import GO_ON, Stored
 from bmtpt_ds.commands.stage_run import nothing_to_do, open_log, restore, say_cut_rows
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.splits import Splits, TaskSplits
 from bmtpt_ds.data.tokens import RowEncoder
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows, Scored, TaskScore, score_prompts
+from bmtpt_ds.files import check_files, write_atomically
 from bmtpt_ds.parallel import particle_ranks
 from bmtpt_ds.prompt_files import check_belongs, prompt_for, read_particles, read_run, write_particles, write_prompt
 from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, table_of_runs, write_results, write_results_of_runs
-from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory, check_files
+from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory
 from bmtpt_ds.session import Session, at_work, load_rows, open_session, start
 from bmtpt_ds.source import Posterior, learn_posterior, svgd_backend
 from bmtpt_ds.stage_inputs import adaptation_runs, check_source_rows, source_tasks, target_splits, target_tasks

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bmtpt_ds import __version__
-from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.prepared import (
     MANIFEST,
@@ -31,11 +30,12 @@ from bmtpt_ds.data.rows import Row
 from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
 from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.hub import find_tokenizer
 from bmtpt_ds.model_folder import local_folder
 from bmtpt_ds.progress import readable_bytes
 from bmtpt_ds.quiet import is_first_rank, say
-from bmtpt_ds.run_directory import check_writable, take_lock
+from bmtpt_ds.run_directory import take_lock
 from bmtpt_ds.stage_inputs import every_task, read_splits
 from bmtpt_ds.tasks import Task
 

@@ -21,16 +21,16 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.commands.pipeline import run_adapt
 from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.experiments.demo_plot import plot_demo
 from bmtpt_ds.experiments.toy_model import toy_model
 from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
+from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.quiet import is_verbose, say
-from bmtpt_ds.run_directory import METRICS, RESULTS, check_writable
+from bmtpt_ds.run_directory import METRICS, RESULTS
 from bmtpt_ds.session import versions
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import get_task

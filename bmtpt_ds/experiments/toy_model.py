@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
-from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.data.tokens import TokenRow, collate, load_tokenizer
 from bmtpt_ds.errors import written
 from bmtpt_ds.experiments import toy_world
 from bmtpt_ds.experiments.toy_world import instructed, vocabulary
+from bmtpt_ds.files import write_atomically
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import Task

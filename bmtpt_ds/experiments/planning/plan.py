@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.experiments.planning.cluster import Cluster
 from bmtpt_ds.experiments.planning.job import Job
 from bmtpt_ds.experiments.planning.predict import Prediction, predict
 from bmtpt_ds.experiments.planning.report import plot, text
+from bmtpt_ds.files import check_files, write_atomically
 from bmtpt_ds.model.shapes import architecture_by_name
-from bmtpt_ds.run_directory import check_files
 from bmtpt_ds.stage_inputs import source_tasks
 
 SIZES = tuple(2**power for power in range(13))  # ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 from bmtpt_ds.experiments.planning.cluster import GB, Cluster
 from bmtpt_ds.experiments.planning.job import Job
 from bmtpt_ds.experiments.planning.predict import Prediction
-from bmtpt_ds.progress import duration
+from bmtpt_ds.progress import duration, short_time
 
 
 def text(
@@ -66,11 +66,11 @@ def _layout_table(job: Job, layouts: Sequence[Prediction]) -> str:
             "a step",
             row("  micro-batches of a rank", lambda p: str(p.passes)),
             row("  activations", lambda p: "recomputed" if p.recomputed else "kept"),
-            row("  compute", lambda p: _time(p.compute)),
-            row("  gathering weights", lambda p: _time(p.gathering)),
-            row("  gradients and particles on the wire", lambda p: _time(p.traffic)),
-            row("  SVGD", lambda p: _time(p.svgd)),
-            row("  all", lambda p: _time(p.step)),
+            row("  compute", lambda p: short_time(p.compute)),
+            row("  gathering weights", lambda p: short_time(p.gathering)),
+            row("  gradients and particles on the wire", lambda p: short_time(p.traffic)),
+            row("  SVGD", lambda p: short_time(p.svgd)),
+            row("  all", lambda p: short_time(p.step)),
             row(f"{job.recipe.source.steps:,} steps", lambda p: duration(p.step * job.recipe.source.steps)),
         ]
     )
@@ -97,18 +97,14 @@ def _growth_table(job: Job, growth: Sequence[Prediction]) -> str:
         f"{'speed-up':>10}  {steps:,} steps"
     ]
     for p in growth:
+        parts = f"{short_time(p.compute):>10}{short_time(p.gathering):>11}{short_time(p.traffic):>10}"
         lines.append(
-            f"{p.ranks:5} {p.nodes:5} {p.layout:14}{p.memory.needed / GB:7.1f}{_time(p.compute):>10}"
-            f"{_time(p.gathering):>11}{_time(p.traffic):>10}{_time(p.step):>10}{first.step / p.step:10.1f}  "
-            f"{duration(p.step * steps)}"
+            f"{p.ranks:5} {p.nodes:5} {p.layout:14}{p.memory.needed / GB:7.1f}{parts}{short_time(p.step):>10}"
+            f"{first.step / p.step:10.1f}  {duration(p.step * steps)}"
         )
     if growth[-1].ranks > job.cells:
         lines.append(f"A step has {job.cells} cells; ranks beyond that many have nothing to compute.")
     return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def plot(job: Job, growth: Sequence[Prediction], file: Path) -> None:

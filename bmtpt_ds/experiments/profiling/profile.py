@@ -8,20 +8,18 @@ from pathlib import Path
 
 import torch
 
-from bmtpt_ds.checkpoint import write_atomically
 from bmtpt_ds.config import Recipe
+from bmtpt_ds.experiments.planning.cluster import PROFILE
 from bmtpt_ds.experiments.profiling.bench import Bench, open_bench, tasks_to_profile
 from bmtpt_ds.experiments.profiling.report import plot, table
 from bmtpt_ds.experiments.profiling.stages import Asked, smallest_pass, source_stage, target_stage
+from bmtpt_ds.files import check_files, write_atomically
 from bmtpt_ds.model.shapes import shape
 from bmtpt_ds.parallel import Ranks, particle_ranks
 from bmtpt_ds.parallel.measure import measure_device, measure_link
 from bmtpt_ds.quiet import say
-from bmtpt_ds.run_directory import check_files
 from bmtpt_ds.session import at_work, start, versions
 from bmtpt_ds.source import Posterior
-
-FORMAT = "bmtpt profile"  # in the JSON, so that `bmtpt plan` knows one
 
 
 def run_profile(
@@ -62,7 +60,7 @@ def run_profile(
                 raise stop.stopped()
     if not ranks.first:
         return ""
-    values = {"format": FORMAT, "date": date.today().isoformat(), "versions": versions()}
+    values = {"format": PROFILE, "date": date.today().isoformat(), "versions": versions()}
     values |= {"deepspeed_config": json_name, "profiles": found}
     if json_file:
         write_atomically(json_file, (json.dumps(values, indent=1) + "\n").encode())

@@ -1,9 +1,10 @@
 """A profile for a person: a table, and a picture with a bar a model."""
 
 from collections.abc import Sequence
+from operator import truediv
 from pathlib import Path
 
-from bmtpt_ds.progress import readable_bytes
+from bmtpt_ds.progress import readable_bytes, short_time
 
 # appendix C: T5-base, five particles of 100 tokens, six tasks; one RTX 3090
 PAPER = {"svgd": 0.0035, "backward": 0.42, "prior": 0.00011, "forward": 0.16}
@@ -53,23 +54,29 @@ def _stage(name: str, stage: dict, profile: dict) -> list[str]:
     lines = [_title(name, stage, profile), f"{'':12}{'median':>12}{'middle 80%':>26}{'share':>9}"]
     for phase in [phase for phase in _WHAT if phase in stage["seconds"]] + ["step"]:
         spent = stage["seconds"][phase]
-        between = f"{_time(spent['low'])} to {_time(spent['high'])}"
+        between = f"{short_time(spent['low'])} to {short_time(spent['high'])}"
         share = f"{spent['mean'] / whole:.1%}"
-        lines.append(f"{phase:12}{_time(spent['median']):>12}{between:>26}{share:>9}  {_WHAT.get(phase, '')}".rstrip())
-    if "svgd_over_backward" in stage:
-        theirs = f"{_time(PAPER['svgd'])} / {_time(PAPER['backward'])} = {PAPER['svgd'] / PAPER['backward']:.2%}"
-        lines.append(f"SVGD / backward: {stage['svgd_over_backward']:.3%} ({stage['svgd']}); the paper's {theirs}")
-    if "prior" in stage["seconds"]:
-        ours = stage["seconds"]["prior"]["median"] / stage["seconds"]["forward"]["median"]
-        theirs = f"{_time(PAPER['prior'])} / {_time(PAPER['forward'])} = {PAPER['prior'] / PAPER['forward']:.2%}"
         lines.append(
-            f"prior / forward: {ours:.3%} ({stage['prior']}, value and gradient); the paper's {theirs} (value)"
+            f"{phase:12}{short_time(spent['median']):>12}{between:>26}{share:>9}  {_WHAT.get(phase, '')}".rstrip()
+        )
+    if "svgd_over_backward" in stage:
+        ratio, how = stage["svgd_over_backward"], stage["svgd"]
+        lines.append(f"SVGD / backward: {ratio:.3%} ({how}); the paper's {_paper('svgd', 'backward')}")
+    if "prior" in stage["seconds"]:
+        ratio, how = (stage["seconds"][name]["median"] for name in ("prior", "forward")), stage["prior"]
+        lines.append(
+            f"prior / forward: {truediv(*ratio):.3%} ({how}, with its gradient); "
+            f"the paper's {_paper('prior', 'forward')}, without"
         )
     lines.append(_work(stage, profile))
     lines.append(f"peak memory of a rank: {readable_bytes(stage['peak_memory'])}")
     if profile["ranks"] > 1:
         lines.append(_wire(stage["wire"], profile))
     return lines
+
+
+def _paper(part: str, whole: str) -> str:
+    return f"{short_time(PAPER[part])} / {short_time(PAPER[whole])} = {PAPER[part] / PAPER[whole]:.2%}"
 
 
 def _title(name: str, stage: dict, profile: dict) -> str:
@@ -96,16 +103,8 @@ def _wire(wire: dict, profile: dict) -> str:
     if wire["gathers"]:
         parts.append(f"weights {readable_bytes(wire['weights'])} in {wire['gathers']} gathers")
     link = profile["link"]
-    speed = f"{readable_bytes(round(link['bytes_per_second']))}/s, {_time(link['latency'])} a hop"
+    speed = f"{readable_bytes(round(link['bytes_per_second']))}/s, {short_time(link['latency'])} a hop"
     return f"a rank sends in a step: {', '.join(parts)}; links: {speed}"
-
-
-def _time(seconds: float) -> str:
-    """In three digits: `412 ms`, `3.1 us`."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if abs(seconds) * factor >= 0.9995 or unit == "us":
-            return f"{seconds * factor:.3g} {unit}"
-    raise AssertionError
 
 
 def _flops(rate: float) -> str:
@@ -144,7 +143,7 @@ def _bars(axes, name: str, profiles: Sequence[dict]) -> None:
     for x, (stage, top) in enumerate(zip(stages, bottoms, strict=True)):
         ratio = f"\nSVGD {stage['svgd_over_backward']:.2%}\nof backward" if "svgd_over_backward" in stage else ""
         axes.text(
-            x, top + 1, f"{_time(stage['seconds']['step']['median'])}{ratio}", ha="center", va="bottom", fontsize=9
+            x, top + 1, f"{short_time(stage['seconds']['step']['median'])}{ratio}", ha="center", va="bottom", fontsize=9
         )
     axes.set_xticks(range(len(stages)), [_label(profile) for profile in profiles], fontsize=9)
     axes.set(xlim=(-0.6, len(stages) - 0.4), ylim=(0, 128), ylabel="share of a step, % (means)")
