@@ -127,7 +127,8 @@ def test_one_rank_computes_all() -> None:
 
 def test_gathers_take_the_slowest_link() -> None:
     """There: all weights, back: all blocks but the last; each rank has its part already."""
-    a, cluster = architecture_by_name("t5-3b"), Cluster(gpus=2, nodes=1, inside=Speed(1e9, 0.0), between=Speed(1e8, 0))
+    a = architecture_by_name("t5-3b")
+    cluster = Cluster(gpus=2, assembly=0.0, inside=Speed(1e9, 0.0), between=Speed(1e8, 0.0))
     there = 2 * a.parameters
     back = there - 2 * (a.embedding_parameters + a.block_parameters)
     found = predict(job(), cluster, "zero3")
@@ -166,7 +167,7 @@ def profile_of(seconds_of: float, **changed) -> dict:
     flops, smallest = 4e9, 1e8
     profile = {
         "ranks": 1, "nodes": 1, "blocks": 12, "hidden_size": 512, "particles": 2, "prompt_length": 10,
-        "zero": {"stage": 0}, "device": {"type": "cpu", "memory": 16 * GB}, "link": None,
+        "zero": {"stage": 0}, "device": {"type": "cpu", "memory": 16 * GB, "matmul_flops": 4e9}, "link": None,
         "smallest_pass": {"seconds": smallest / 2e9 + 0.12, "flops": smallest},
         "stages": {"source": {"passes": 3, "flops_computed": flops, "seconds": {
             "forward": {"median": seconds_of * 0.4}, "backward": {"median": seconds_of * 0.6},
@@ -194,12 +195,29 @@ def test_a_profile_calibrates(tmp_path: Path) -> None:
 
 def test_links_come_from_profiles_of_several_ranks(tmp_path: Path) -> None:
     link = {"bytes_per_second": 3e8, "latency": 1e-4}
-    one, two = profile_of(3.0, ranks=2, link=link), profile_of(3.0, ranks=2, nodes=2, link=link | {"latency": 5e-4})
+    one = profile_of(3.0, ranks=2, link=link)
+    two = profile_of(3.0, ranks=2, nodes=2, link=link | {"latency": 5e-4})
     assert calibrated(Cluster(), [write(tmp_path, one)]).inside == Speed(3e8, 1e-4)
     both = calibrated(Cluster(), [write(tmp_path, one, two)])
     assert (both.inside, both.between) == (Speed(3e8, 1e-4), Speed(3e8, 5e-4))
-    sharded = profile_of(3.0, ranks=2, link=link, zero={"stage": 3})
-    assert calibrated(Cluster(), [write(tmp_path, sharded)]).launch == Cluster().launch  # gathers are in its passes
+
+
+def test_what_gathering_takes_beside_the_wire(tmp_path: Path) -> None:
+    """A smallest pass of 1 s: what a resident one takes, 0.5 s for 150 MB on the wire, the rest for 300 MB to put up."""
+    resident = profile_of(4e9 / 2e9 + 3 * 0.12)
+    sharded = profile_of(2.0, ranks=2, zero={"stage": 3}, link={"bytes_per_second": 3e8, "latency": 0.0})
+    sharded["smallest_pass"] = {"seconds": 1.0, "flops": 0}
+    source = sharded["stages"]["source"] | {"passes": 1, "flops_computed": 2 * 2e9, "wire": {"weights": 150_000_000}}
+    sharded["stages"] = {"source": source}
+    found = calibrated(Cluster(), [write(tmp_path, resident, sharded)])
+    assert found.launch == pytest.approx(0.01)  # the resident profile's
+    assert found.assembly == pytest.approx((1.0 - 0.12 - 0.5) / 3e8)
+    a = architecture_by_name("t5-small")
+    planned = job("t5-small", "model.dtype=float32")
+    gathered = 4 * (2 * a.parameters - a.embedding_parameters - a.block_parameters)
+    expected = gathered * found.assembly + gathered / 2 / 3e8
+    two = predict(planned, found.given(gpus=2, nodes=1), "zero3_cpu")
+    assert two.gathering == pytest.approx(two.passes * expected)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.wire import tree_depth
 
 PROFILE = "bmtpt profile"  # `format` of a profile's JSON
 GB = 10**9
@@ -33,6 +34,7 @@ class Cluster:
     inside: Speed = Speed(100 * GB, 10e-6)  # between the ranks of a node
     between: Speed = Speed(12.5 * GB, 30e-6)  # between nodes
     host: Speed = Speed(20 * GB, 10e-6)  # from a rank's host memory
+    assembly: float = 2e-12  # seconds a byte of gathered weights beside the wire: buffers, copies
     svgd: float = 30e-12  # seconds a number of the particles: what a step moves, over a GPU's memory bandwidth
 
     @property
@@ -76,21 +78,26 @@ class Cluster:
 def calibrated(cluster: Cluster, files: Sequence[Path]) -> Cluster:
     """A cluster as profiles have found it; where several say the same, the last one counts.
 
+    How fast the passes are is told by profiles of resident models where there are some: in the passes of a sharded one
+    weights are gathered, and what that takes is told by the difference.
+
     Raises:
         UserError: a file that is no profile's JSON.
     """
-    for file in files:
-        values = read_profile(file)
-        try:
-            for profile in values["profiles"]:
-                cluster = _with_link(_with_device(cluster, profile), profile)
-        except (LookupError, TypeError, AttributeError, ZeroDivisionError):
-            raise UserError(f"--profile {file}: not whole, or of another version of bmtpt; {_MEND}") from None
+    profiles = [profile for file in files for profile in _profiles(file)]
+    try:
+        for profile in [p for p in profiles if not _gathers(p)] or profiles:
+            cluster = _with_device(cluster, profile)
+        for profile in profiles:
+            cluster = _with_gathering(_with_link(cluster, profile), profile)
+    except (LookupError, TypeError, AttributeError, ZeroDivisionError):
+        names = " ".join(map(str, files))
+        raise UserError(f"--profile {names}: not whole, or of another version of bmtpt; {_MEND}") from None
     return cluster
 
 
-def read_profile(file: Path) -> dict[str, Any]:
-    """What `bmtpt profile --json` has written.
+def _profiles(file: Path) -> list[dict]:
+    """What `bmtpt profile --json` has written of each model.
 
     Raises:
         UserError: something else.
@@ -101,7 +108,10 @@ def read_profile(file: Path) -> dict[str, Any]:
         raise UserError(f"--profile {file}: {getattr(error, 'strerror', None) or 'not JSON'}; {_MEND}") from None
     if not isinstance(values, dict) or values.get("format") != PROFILE:
         raise UserError(f"--profile {file}: not a profile; {_MEND}")
-    return values
+    profiles = values.get("profiles")
+    if not isinstance(profiles, list) or not all(isinstance(profile, dict) for profile in profiles):
+        raise UserError(f"--profile {file}: not whole; {_MEND}")
+    return profiles
 
 
 _MEND = "give a file that `bmtpt profile --json FILE` has written"
@@ -121,16 +131,37 @@ def _with_device(cluster: Cluster, profile: dict) -> Cluster:
     passes, spent = stage["passes"], seconds["forward"]["median"] + seconds["backward"]["median"]
     flops = stage["flops_computed"] / profile["ranks"]
     least = passes * smallest["seconds"]
-    if not on_cpu:  # kernels are started while others run: the slower of both counts
-        rate = flops / spent if spent > 1.2 * least else cluster.flops
-    elif spent > 1.2 * least:
+    if spent < 1.2 * least:  # small passes: how fast large ones would be is a guess
+        rate = 0.5 * profile["device"]["matmul_flops"]
+    elif on_cpu:
         rate = (flops - passes * smallest["flops"]) / (spent - least)
-    else:
+    else:  # kernels are started while others run: the slower of both counts
         rate = flops / spent
     changed: dict[str, Any] = {"on_cpu": on_cpu, "flops": rate}
-    if profile["zero"]["stage"] == 0 or profile["ranks"] == 1:  # else weights were gathered in it
+    if not _gathers(profile):
         changed["launch"] = max(0.0, smallest["seconds"] - smallest["flops"] / rate * on_cpu) / profile["blocks"]
     if "svgd" in seconds:
         numbers = profile["particles"] * profile["prompt_length"] * profile["hidden_size"]
         changed["svgd"] = seconds["svgd"]["median"] / numbers
     return replace(cluster, memory=float(profile["device"]["memory"]), **changed)
+
+
+def _gathers(profile: dict) -> bool:
+    """Whether its passes gather weights."""
+    return profile.get("zero", {}).get("stage") == 3 and profile.get("ranks", 1) > 1
+
+
+def _with_gathering(cluster: Cluster, profile: dict) -> Cluster:
+    """What gathering takes beside the wire: the smallest pass of a sharded model is hardly anything else. What a pass
+    costs without it is known where a profile of a resident model came before."""
+    if not _gathers(profile):
+        return cluster
+    ranks, blocks, smallest = profile["ranks"], profile["blocks"], profile["smallest_pass"]
+    seconds = smallest["seconds"]
+    if cluster.on_cpu:
+        seconds -= smallest["flops"] / cluster.flops + blocks * cluster.launch
+    stage = profile["stages"].get("source") or profile["stages"]["target"]
+    sent = stage["wire"]["weights"] / stage["passes"]
+    link = cluster.between if profile["nodes"] > 1 else cluster.inside
+    seconds -= sent / link.bytes_per_second + 2 * blocks * tree_depth(ranks) * link.latency
+    return replace(cluster, assembly=max(0.0, seconds) / (sent * ranks / (ranks - 1)))

@@ -100,7 +100,7 @@ def _gather_seconds(job: Job, cluster: Cluster, zero: Mapping[str, Any]) -> floa
     blocks = a.encoder_blocks + a.decoder_blocks
     there = weight_bytes(a, size)
     back = there - (a.embedding_parameters + a.block_parameters) * size
-    seconds = 0.0
+    seconds = (there + back) * cluster.assembly
     if ranks > 1:
         nearby = zero.get("zero_hpz_partition_size", 1)
         link, back_link = cluster.link, cluster.inside if nearby > 1 else cluster.link
