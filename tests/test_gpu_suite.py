@@ -8,7 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bmtpt_ds.cli import command_line
+from tests.gpu.readme import BEGIN, END, update
 from tests.gpu.suite import PARTS, Part, run, table
+from tests.launch import run_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,11 +55,71 @@ def test_when_the_time_is_over_the_rest_is_skipped(tmp_path):
 
 def test_its_parts_are_commands_that_exist():
     for name, part in PARTS.items():
-        if "-m" in part.command:
-            module = part.command[part.command.index("-m") + 1]
+        words = list(part.command)
+        if "bmtpt_ds" in words:
+            assert command_line().parse_args(words[words.index("bmtpt_ds") + 1 :]).run, name
+        elif "-m" in words:
+            module = words[words.index("-m") + 1]
             known = module == "pytest" or (ROOT / (module.replace(".", "/") + ".py")).is_file()
             assert known, (name, module)
     assert "tests/gpu" in PARTS["tests"].command
+
+
+# --- README ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """What the suite writes, its profiles really measured, on this CPU."""
+    folder = tmp_path_factory.mktemp("suite")
+    command = ["profile", "--random-init", "t5-small", "--steps", "1", "--warmup", "1", "--json", folder / "p.json"]
+    small = ["prompt.length=3", "source.particles=2", "source.tasks=[sst2,cola]", "target.batch_size=2"]
+    overrides = [word for setting in small for word in ("--set", setting)]
+    (done,) = run_commands([[*command, *overrides]], folder / "job")
+    assert done["status"] == 0, done["stderr"]
+    passed = {"status": "passed", "seconds": 1.0}
+    svgd = [{"M": 5, "D": 102_400, "way": "fused", "gpu_us": 8.25, "floor_us": 3.5, "over_floor": 2.36}]
+    return {
+        "device": "A GPU", "date": "2026-11-25", "versions": {"torch": "2.11.0", "triton": "3.6.0"},
+        "parts": {
+            "accuracy": passed | {"figures": {"worst": 3e-7}},
+            "benchmark": passed | {"figures": {"figures": svgd}},
+            "profile resident": passed | {"figures": json.loads((folder / "p.json").read_text())},
+            "profile zero3": {"status": "failed: exit status 1", "seconds": 1.0},
+            "peft t5-base": passed | {"figures": {"over_ours": {"peft": 3.14, "plain": 2.5}}},
+        },
+    }  # fmt: skip
+
+
+def test_the_newest_results_go_into_the_readme(suite, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    for date in ("2026-11-24", "2026-11-25"):
+        (tmp_path / f"gpu-suite-{date}.json").write_text(json.dumps(suite | {"date": date}))
+    for _ in range(2):  # the second time changes nothing
+        update(readme, tmp_path)
+        text = readme.read_text()
+        assert text.count(BEGIN) == text.count(END) == 1
+    before, after = ((ROOT / "README.md").read_text().split(mark) for mark in (BEGIN, END))
+    assert text.startswith(before[0])
+    assert text.endswith(after[1])
+    section = text.split(BEGIN)[1].split(END)[0]
+    assert "A GPU" in section
+    assert "2026-11-25" in section
+    assert "8.2" in section  # us
+    (line,) = [line for line in section.splitlines() if line.startswith("| t5-small")]
+    source = suite["parts"]["profile resident"]["figures"]["profiles"][0]["stages"]["source"]
+    assert f"{source['svgd_over_backward']:.2%}" in line
+    assert "profile zero3: failed" in section
+    assert "3.1" in section
+
+
+def test_without_results_the_readme_stays(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(text := (ROOT / "README.md").read_text())
+    with pytest.raises(SystemExit, match="no gpu-suite"):
+        update(readme, tmp_path)
+    assert readme.read_text() == text
 
 
 @pytest.mark.parametrize("arguments, said", [((), "no CUDA device here"), (("nothing",), "no part is called nothing")])

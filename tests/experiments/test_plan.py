@@ -203,7 +203,7 @@ def test_links_come_from_profiles_of_several_ranks(tmp_path: Path) -> None:
 
 
 def test_what_gathering_takes_beside_the_wire(tmp_path: Path) -> None:
-    """A smallest pass of 1 s: what a resident one takes, 0.5 s for 150 MB on the wire, the rest for 300 MB to put up."""
+    """A smallest pass of 1 s: what a resident one takes, 0.5 s for 150 MB on the wire, the rest to put 300 MB up."""
     resident = profile_of(4e9 / 2e9 + 3 * 0.12)
     sharded = profile_of(2.0, ranks=2, zero={"stage": 3}, link={"bytes_per_second": 3e8, "latency": 0.0})
     sharded["smallest_pass"] = {"seconds": 1.0, "flops": 0}

@@ -37,12 +37,33 @@ def python(*arguments: str) -> tuple[str, ...]:
 
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "3", "--kernel-regex", "kns=_kernel", "--tool")
 SMALL = python("-m", "tests.gpu.small_case")
+
+
+def profile(layout: str, recomputed: str) -> Part:
+    """Both stages with the paper's sizes and rows of its tasks' lengths, on one GPU, models of three sizes."""
+    launcher = ("deepspeed.launcher.runner", "--num_gpus", "1", "--module") if layout == "zero3" else ()
+    settings = ("model.dtype=bfloat16", f"model.activation_checkpointing={recomputed}", "target.tasks=[cb]")
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    shapes = ("--random-init", "t5-base", "t5-large", "t5-3b", "--deepspeed_config", layout, "--steps", "10")
+    return Part(python("-m", *launcher, "bmtpt_ds", "profile", *shapes, *overrides, "--json", "{out}"), 75)
+
+
+def against_peft(model: str) -> Part:
+    return Part(python("-m", "tests.benchmarks.source_step", "--model", model, "--out", "{out}"), 60)
+
+
 PARTS = {
     "accuracy": Part(python("-m", "tests.gpu.accuracy", "--out", "{out}"), 150),
     "tests": Part(python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"), 120),
     "benchmark": Part(python("-m", "tests.benchmarks.svgd_step", "--out", "{out}"), 150),
     "source resident": Part(python("-m", "tests.gpu.source_run", "resident", "{work}", "--out", "{out}"), 80),
     "source zero3": Part(python("-m", "tests.gpu.source_run", "zero3", "{work}", "--out", "{out}"), 80),
+    "profile resident": profile("resident", "false"),
+    "profile zero3": profile("zero3", "false"),
+    "profile resident recomputed": profile("resident", "true"),
+    "profile zero3 recomputed": profile("zero3", "true"),
+    "peft t5-base": against_peft("t5-base"),
+    "peft t5-large": against_peft("t5-large"),
     "memcheck": Part((*SANITIZER, "memcheck", *SMALL), 60),
     "racecheck": Part((*SANITIZER, "racecheck", *SMALL), 60),
 }
@@ -148,7 +169,7 @@ def table(parts: dict[str, dict]) -> str:
     """One line a part, with the figure that one looks for."""
     lines = []
     for name, part in parts.items():
-        lines.append(f"{name:16} {part['seconds']:6.1f} s  {part['status']:28} {headline(name, part.get('figures'))}")
+        lines.append(f"{name:28} {part['seconds']:6.1f} s  {part['status']:28} {headline(name, part.get('figures'))}")
     return "\n".join(lines)
 
 
@@ -161,10 +182,19 @@ def headline(name: str, figures: dict | list | None) -> str:
         rows = [row for row in figures["figures"] if (row.get("M"), row.get("D")) == (5, 102_400) and "gpu_us" in row]
         ways = ", ".join(f"{row['way']} {row['gpu_us']:.1f}" for row in rows)
         return f"us a step at M 5, D 102,400: {ways}; floor {rows[0]['floor_us']:.1f}" if rows else ""
+    if name.startswith("profile"):
+        return "; ".join(map(_profiled, figures["profiles"]))
+    if name.startswith("peft"):
+        return f"PEFT once per particle takes {figures['over_ours']['peft']:.1f} times as long"
     if name.startswith("source"):
         svgd = f"{figures['seconds_svgd'] * 1e6:.0f} us of it SVGD by {figures['svgd']}"
         return f"{figures['seconds']:.2f} s a step, {svgd}"
     return str(figures[0])
+
+
+def _profiled(figures: dict) -> str:
+    source = figures["stages"]["source"]
+    return f"{figures['model']} {source['seconds']['step']['median']:.3f} s, {source['share_of_peak']:.0%} of the peak"
 
 
 if __name__ == "__main__":
