@@ -2,7 +2,7 @@
 
 The step is dealt to the ranks as a run deals it (`data.plan`), in micro-batches as large as a run makes them
 (`memory`). Under ZeRO-3 all ranks make the same passes, so a pass takes what the slowest rank needs. A pass gathers
-every block twice, there and back (the last one is still there), and embedding and head once.
+every block twice, there and back, and embedding and head once; the last blocks are still there on the way back.
 
 Symbols: M particles, L prompt length, H hidden size.
 """
@@ -20,7 +20,6 @@ from bmtpt_ds.experiments.planning.job import FLOAT32, Job
 from bmtpt_ds.experiments.planning.memory import Memory, offloads, room, with_activations
 from bmtpt_ds.experiments.wire import all_gather_seconds, all_reduce_seconds, broadcast_seconds
 from bmtpt_ds.model.flops import row_flops
-from bmtpt_ds.model.footprint import weight_bytes
 from bmtpt_ds.model_folder import Architecture
 
 
@@ -92,14 +91,26 @@ def _traffic_seconds(job: Job, cluster: Cluster) -> float:
     return summed + broadcast_seconds(size, cluster.ranks, link.bytes_per_second, link.latency)
 
 
+def gathered_in_a_pass(architecture: Architecture, value_bytes: int, zero: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of weights that a pass gathers on the way there and on the way back.
+
+    Of what may be live at once, what the head leaves is taken by the decoder's last blocks, which wait for their
+    backward pass: seen by counting DeepSpeed's gathers (tests/experiments/test_profile.py).
+    """
+    a = architecture
+    live = zero.get("stage3_max_live_parameters", a.parameters)
+    room = live - a.vocab_size * a.hidden_size
+    kept = max(0, min(a.decoder_blocks, -(-room // a.block_parameters) - 1))
+    back = a.parameters - a.embedding_parameters - kept * a.block_parameters
+    return a.parameters * value_bytes, back * value_bytes
+
+
 def _gather_seconds(job: Job, cluster: Cluster, zero: Mapping[str, Any]) -> float:
     """Seconds in which a pass gathers the weights, there and back."""
     if zero["stage"] != 3 or (cluster.ranks == 1 and not offloads(zero)):
         return 0.0
-    a, size, ranks = job.architecture, job.value_bytes, cluster.ranks
-    blocks = a.encoder_blocks + a.decoder_blocks
-    there = weight_bytes(a, size)
-    back = there - (a.embedding_parameters + a.block_parameters) * size
+    ranks, blocks = cluster.ranks, job.architecture.encoder_blocks + job.architecture.decoder_blocks
+    there, back = gathered_in_a_pass(job.architecture, job.value_bytes, zero)
     seconds = (there + back) * cluster.assembly
     if ranks > 1:
         nearby = zero.get("zero_hpz_partition_size", 1)
