@@ -78,6 +78,7 @@ def command_line() -> Parser:
         inputs.add_prepare,
         inputs.add_check,
         inputs.add_tasks,
+        experiments.add_scale,
         experiments.add_profile,
         experiments.add_plan,
     ):

@@ -18,6 +18,7 @@ from bmtpt_ds.config import NOT_TASKS
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.parallel import Ranks
+from bmtpt_ds.parallel.measure import peak_memory
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
 from bmtpt_ds.run_directory import METRICS
@@ -143,6 +144,8 @@ class RunLog:
 
     def _line(self, values: Mapping[str, Any]) -> None:
         values = _finite(values)
+        if "validation" not in values:
+            values["peak_memory"] = peak_memory(self._ranks.device)
         self._file.add(values)
         step = values["step"]
         events = [(f"{self._title}/{k}", v, step) for k, v in _flatten(values) if k != "step"]

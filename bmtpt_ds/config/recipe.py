@@ -203,15 +203,26 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     Raises:
         UserError: missing file, YAML syntax, unknown key, value of the wrong type or out of range.
     """
+    values = read_recipe_values(name_or_path)
+    values.pop("scale", None)  # the grid of `bmtpt scale`, see scale.py
+    return override_recipe(values, overrides or [], str(find_recipe(name_or_path)))
+
+
+def read_recipe_values(name_or_path: str) -> dict:
+    """The plain values of a recipe's file, its `defaults` merged below them.
+
+    Raises:
+        UserError: missing file, YAML syntax, defaults of defaults.
+    """
     path = find_recipe(name_or_path)
     values = read_mapping(path)
     parent = values.pop("defaults", None)
-    if parent is not None:
-        base = read_mapping(_find_parent(path, str(parent)))
-        if "defaults" in base:
-            raise UserError(f"{path}: its defaults {parent!r} has defaults of its own; one level is allowed")
-        values = merged(base, values)
-    return override_recipe(values, overrides or [], str(path))
+    if parent is None:
+        return values
+    base = read_mapping(_find_parent(path, str(parent)))
+    if "defaults" in base:
+        raise UserError(f"{path}: its defaults {parent!r} has defaults of its own; one level is allowed")
+    return merged(base, values)
 
 
 def override_recipe(values: dict, overrides: list[str], source: str) -> Recipe:

@@ -5,14 +5,12 @@ single prompt (M = 1), and both are adapted to three unseen tasks with six label
 """
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -25,6 +23,7 @@ from bmtpt_ds.commands.pipeline import run_adapt
 from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.experiments.demo_plot import plot_demo
+from bmtpt_ds.experiments.launching import Place, started
 from bmtpt_ds.experiments.toy_model import toy_model
 from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
 from bmtpt_ds.files import check_writable, write_atomically
@@ -125,13 +124,11 @@ def _write_rows(root: Path, recipe: Recipe) -> None:
 
 def _learn(run_dir: Path, overrides: list[str], stop: StopSignal, log: IO[str]) -> None:
     """One source stage, as people start it; its progress is shown, all it prints goes to the log."""
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS)]
-    command += ["--master_port", str(_free_port()), "--module", "bmtpt_ds", "source", "--config", "demo"]
-    command += ["--deepspeed_config", "zero3_cpu", "--run-dir", str(run_dir)]
+    arguments = ["source", "--config", "demo", "--deepspeed_config", "zero3_cpu", "--run-dir", str(run_dir)]
     for override in overrides:
-        command += ["--set", override]
+        arguments += ["--set", override]
     last = ""
-    with _started(command) as job:
+    with started(Place(RANKS), arguments, subprocess.PIPE) as job:
         for line in job.stdout:
             log.write(line)
             last = line.strip() if line.startswith("bmtpt ") else last
@@ -143,27 +140,6 @@ def _learn(run_dir: Path, overrides: list[str], stop: StopSignal, log: IO[str]) 
             raise UserError(f"the source stage failed ({last or 'no reason given'}); see {log.name}")
     if stop.received is not None:
         raise stop.stopped()
-
-
-@contextmanager
-def _started(command: list[str]) -> Iterator[subprocess.Popen]:
-    """A launcher that is gone afterwards; its ranks end when they find it gone (see stopping.py)."""
-    ours = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "text": True}
-    job = subprocess.Popen(command, env=environment, **output)
-    try:
-        yield job
-    finally:
-        job.terminate()
-        job.wait()
-        job.stdout.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _adapt_all(out: Path, overrides: list[str], log: IO[str]) -> Scores:

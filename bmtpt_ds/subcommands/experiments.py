@@ -145,3 +145,48 @@ def _plan(options: argparse.Namespace) -> None:
     )
     words = ["--config", options.config, *(word for override in overrides for word in ("--set", override))]
     show(run_plan(recipe, words, cluster, options.json, options.plot))
+
+
+def add_scale(parser: Parser) -> None:
+    command = parser.add_command(
+        "scale",
+        _scale,
+        "run a grid of models, variants, seeds and target tasks; go on where it was cut; a table of what came out",
+        "bmtpt scale --config scaling --out runs/scaling --dry-run",
+        "bmtpt scale --config scaling --out runs/scaling --hostfile hosts",
+        "bmtpt scale --config my.yaml --out runs/grid --jobs 4 --ranks 2 --set scale.seeds=[0,1]",
+    )
+    command.description += (
+        " The grid is the recipe's section `scale`: models, seeds, variants (what each changes in the recipe), "
+        "settings (what changes with a model), zero_shot; the target tasks are those of target.tasks. Every member is "
+        "an ordinary run with a directory of its own, --resume included: what is finished is left alone."
+    )
+    what = command.add_argument_group("what is run")
+    add_config(what)
+    add_set(what)
+    add_deepspeed(what)
+    what.add_argument("--out", required=True, type=given_path, metavar="DIR", help="the folder of all runs")
+    what.add_argument("--dry-run", action="store_true", help="print the commands and what is finished, run nothing")
+    where = command.add_argument_group("where")
+    text = "ranks of a run (default: the GPUs of this machine, shared out; one on a machine without)"
+    where.add_argument("--ranks", type=count, metavar="N", help=text)
+    where.add_argument("--jobs", type=count, default=1, metavar="N", help="runs side by side on this machine")
+    text = "DeepSpeed's hostfile: each run takes all of its nodes"
+    where.add_argument("--hostfile", type=given_path, metavar="FILE", help=text)
+
+
+def _scale(options: argparse.Namespace) -> None:
+    from bmtpt_ds.experiments.scaling.scale import run_scale
+
+    show(
+        run_scale(
+            options.config,
+            options.set,
+            options.out,
+            options.deepspeed_config,
+            ranks=options.ranks,
+            side_by_side=options.jobs,
+            hostfile=options.hostfile,
+            dry_run=options.dry_run,
+        )
+    )

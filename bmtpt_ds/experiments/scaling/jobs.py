@@ -1,0 +1,158 @@
+"""The commands that a grid needs, in an order in which they can be run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bmtpt_ds.config import Recipe, load_recipe
+from bmtpt_ds.config.scale import SPECIAL, Changes, ScaleConfig
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.stage_inputs import adaptation_runs, source_tasks
+
+RESULTS, ZERO_SHOT = "results.json", "zero_shot.json"
+# what of a recipe decides on the particles: variants that differ in nothing of it share a source stage
+_OF_SOURCE = ("method", "model", "prompt", "source", "data")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model, a variant, a seed."""
+
+    model: str
+    variant: str  # "": the recipe as it is
+    seed: int
+    recipe: Recipe
+    changes: tuple[str, ...]  # as `--set` takes them
+    particles: str | None  # where the grid names some, or `none`
+    layout: str | None  # the DeepSpeed JSON, where one is named
+
+    @property
+    def folder(self) -> Path:
+        return Path(Path(self.model).name, self.variant)
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, [Path(self.model).name, self.variant, f"seed {self.seed}"]))
+
+
+@dataclass(frozen=True, eq=False)  # each is itself alone
+class Job:
+    """One command of `bmtpt`."""
+
+    stage: str  # source, adapt or evaluate
+    member: Member  # the first one that needs it
+    arguments: tuple[str, ...]
+    outcome: Path  # the file that it leaves when it is finished
+    needs: "Job | None" = None
+
+    @property
+    def log(self) -> Path:
+        """Where all that it prints goes: beside its run."""
+        return self.outcome.parent.with_suffix(".log") if self.stage != "evaluate" else self.outcome.with_suffix(".log")
+
+    @property
+    def finished(self) -> bool:
+        return self.outcome.is_file()
+
+    def __str__(self) -> str:
+        return f"{self.member}: {self.stage}"
+
+
+def members_of(name: str, overrides: Sequence[str], scale: ScaleConfig, layout: str | None) -> list[Member]:
+    """Every member of a grid, its recipe checked.
+
+    Args:
+        name: the recipe's.
+        overrides: of all members, as `--set` takes them.
+        layout: the DeepSpeed JSON of members that name none.
+
+    Raises:
+        UserError: a change that the recipe does not take; says whose it is.
+    """
+    base = load_recipe(name, list(overrides))
+    models = scale.models or [base.model.name_or_path]
+    short = [Path(model).name for model in models]
+    if len(set(short)) < len(short):
+        raise UserError(f"scale.models: {', '.join(models)}: their folders would have the same name")
+    found = []
+    for model in models:
+        for variant, changes in (scale.variants or {"": {}}).items():
+            for seed in scale.seeds or [base.run.seed]:
+                both = {**scale.settings.get(model, {}), **changes, "model.name_or_path": model, "run.seed": seed}
+                where = " and ".join(filter(None, [f"scale.variants.{variant}" * bool(variant), f"model {model}"]))
+                found.append(_member(name, overrides, model, variant, seed, both, layout, where))
+    return found
+
+
+def _member(
+    name: str,
+    overrides: Sequence[str],
+    model: str,
+    variant: str,
+    seed: int,
+    changes: Changes,
+    layout: str | None,
+    where: str,
+) -> Member:
+    special = {key: changes.pop(key) for key in SPECIAL if key in changes}
+    texts = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
+    try:
+        recipe = load_recipe(name, texts)
+        if len(recipe.target.tasks) > 1 and not recipe.target.multi:  # one job, a run of each task in it
+            texts.append(f"target.seeds=[{seed}]")
+            recipe = load_recipe(name, texts)
+        adaptation_runs(recipe)
+        if special.get("particles") is None:
+            source_tasks(recipe)
+    except UserError as mistake:
+        raise UserError(f"{where}: {mistake}") from None
+    own_layout = special.get("deepspeed_config", layout)
+    return Member(model, variant, seed, recipe, tuple(texts), special.get("particles"), own_layout)
+
+
+def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool) -> list[Job]:
+    """The commands of the members, each once; what another one needs comes before it.
+
+    Args:
+        name: the recipe's.
+        out: the folder of all runs: `<model>/<variant>/source-<seed>` and `adapt-<seed>`.
+    """
+    sources: dict[str, Job] = {}
+    jobs: list[Job] = []
+    for member in members:
+        particles, source = member.particles, None
+        if particles is None:
+            key = _source_key(member)
+            if key not in sources:
+                sources[key] = _stage("source", name, member, out)
+                jobs.append(sources[key])
+                if zero_shot:
+                    jobs.append(_evaluation(sources[key]))
+            source = sources[key]
+            particles = str(source.outcome.parent)
+        jobs.append(_stage("adapt", name, member, out, source, particles))
+    return jobs
+
+
+def _source_key(member: Member) -> str:
+    values: Mapping = member.recipe.model_dump(mode="json")
+    return json.dumps([*(values[part] for part in _OF_SOURCE), member.seed, member.layout], sort_keys=True)
+
+
+def _stage(
+    stage: str, name: str, member: Member, out: Path, needs: Job | None = None, particles: str | None = None
+) -> Job:
+    run_dir = out / member.folder / f"{stage}-{member.seed}"
+    words = [stage, "--config", name, *(word for text in member.changes for word in ("--set", text))]
+    words += ["--particles", particles] if particles is not None else []
+    words += ["--deepspeed_config", member.layout] if member.layout is not None else []
+    words += ["--run-dir", str(run_dir), "--resume"]
+    return Job(stage, member, tuple(words), run_dir / RESULTS, needs)
+
+
+def _evaluation(source: Job) -> Job:
+    """The particles' mean on the target tasks."""
+    member, run_dir = source.member, source.outcome.parent
+    words = ["evaluate", "--prompt", str(run_dir), "--task", *member.recipe.target.tasks, "--split", "test"]
+    words += ["--deepspeed_config", member.layout] if member.layout is not None else []
+    return Job("evaluate", member, (*words, "--json", str(run_dir / ZERO_SHOT)), run_dir / ZERO_SHOT, source)

@@ -1,0 +1,68 @@
+"""What came out of a grid: accuracy, speed and memory of each model and variant."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.scaling.jobs import ZERO_SHOT, Job
+from bmtpt_ds.model.shapes import architecture_by_name
+from bmtpt_ds.progress import readable_bytes, short_time
+
+_METRICS = "metrics.jsonl"
+
+
+def table(jobs: Sequence[Job]) -> str:
+    """A line a model and variant over the seeds that are finished: the mean score of the target tasks, seconds of a
+    step and peak memory of a rank (the first one) in both stages."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        if job.stage == "adapt" and job.finished:
+            groups.setdefault((job.member.model, job.member.variant), []).append(job)
+    if not groups:
+        return "No member is finished yet."
+    zero_shot = any(_zero_shot(job) is not None for of_group in groups.values() for job in of_group)
+    heads = ["model", "parameters", "variant", "seeds", *(["0 shots"] if zero_shot else []), "score"]
+    rows = [[*heads, "source step", "memory", "target step", "memory"]]
+    for (model, variant), of_group in groups.items():
+        row = [Path(model).name, _parameters(model), variant or "-", str(len(of_group))]
+        if zero_shot:
+            row.append(_spread([score for job in of_group if (score := _zero_shot(job)) is not None]))
+        row.append(_spread([_score(job.outcome) for job in of_group]))
+        for stages in ([job.needs for job in of_group if job.needs], of_group):
+            row += _costs([job.outcome.parent / _METRICS for job in stages])
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "score: mean of the tasks' headline metrics on the test rows, 0 to 100; ± over seeds"])
+
+
+def _score(file: Path) -> float:
+    return json.loads(file.read_text())["mean"]
+
+
+def _zero_shot(job: Job) -> float | None:
+    file = job.needs.outcome.with_name(ZERO_SHOT) if job.needs else None
+    return _score(file) if file is not None and file.is_file() else None
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _costs(files: Sequence[Path]) -> list[str]:
+    """Median seconds of a step and the greatest memory in the runs' metrics."""
+    lines = [json.loads(line) for file in files if file.is_file() for line in file.read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines if line.get("seconds") and line["step"] > 1]
+    memory = [line["peak_memory"] for line in lines if line.get("peak_memory")]
+    return [short_time(median(seconds)) if seconds else "-", readable_bytes(max(memory)) if memory else "-"]
+
+
+def _parameters(model: str) -> str:
+    try:
+        return f"{architecture_by_name(model).parameters / 1e6:,.0f} M"
+    except UserError:  # a name on the hub that is not one of the published
+        return "-"

@@ -1,0 +1,207 @@
+"""`bmtpt scale`: a grid runs to its end whatever happens to some of its members, and no finished run twice."""
+
+import json
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from bmtpt_ds.cli import command_line, main
+from bmtpt_ds.config import load_recipe
+from bmtpt_ds.config.scale import load_scale
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.launching import Place
+from bmtpt_ds.experiments.scaling import schedule
+from bmtpt_ds.experiments.scaling.jobs import jobs_of, members_of
+from tests import toy
+from tests.launch import plain, run, started
+
+GRID = """
+scale:
+  models: [{models}]
+  seeds: [0]
+  variants: {{bmtpt: {{}}, no_prior: {{target.prior: none}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three tiny models of three sizes."""
+    folder = tmp_path_factory.mktemp("models")
+    return [toy.make_model(folder / f"tiny-{hidden}", own_head=False, hidden=hidden) for hidden in (16, 24, 32)]
+
+
+def write_recipe(folder: Path, model: Path, rows: Path, grid: str) -> Path:
+    recipe = folder / "grid.yaml"
+    text = toy.recipe_text(model, rows).replace("tasks: [mrpc]", "tasks: [mrpc, rte]")
+    recipe.write_text(text + grid)
+    return recipe
+
+
+@pytest.fixture
+def grid(tmp_path: Path, models: list[Path], rows: Path) -> Path:
+    return write_recipe(tmp_path, models[0], rows, GRID.format(models=", ".join(map(str, models))))
+
+
+# --- which commands --------------------------------------------------------------------------------------------------
+
+
+def jobs(grid: Path, out: Path, *overrides: str, zero_shot: bool = False) -> list:
+    scale = load_scale(str(grid), [text for text in overrides if text.startswith("scale.")])
+    shared = [text for text in overrides if not text.startswith("scale.")]
+    return jobs_of(str(grid), members_of(str(grid), shared, scale, None), out, zero_shot=zero_shot)
+
+
+def test_variants_share_a_source_stage_where_they_may(grid: Path, tmp_path: Path) -> None:
+    found = jobs(grid, tmp_path, "scale.seeds=[3,4]")
+    assert [job.stage for job in found].count("source") == 3 * 2  # of each model and seed one
+    assert [job.stage for job in found].count("adapt") == 3 * 2 * 2
+    for job in found:
+        assert job.needs is None or found.index(job.needs) < found.index(job)
+    apart = jobs(grid, tmp_path, "scale.variants={five: {source.particles: 5}, scratch: {particles: none}}")
+    assert [job.stage for job in apart].count("source") == 3
+    scratch = [job for job in apart if job.member.variant == "scratch"]
+    assert all(job.needs is None and "none" in job.arguments for job in scratch)
+
+
+def test_commands_are_commands(grid: Path, tmp_path: Path) -> None:
+    found = jobs(grid, tmp_path / "a folder", "source.lr=0.2", zero_shot=True)
+    assert [job.stage for job in found].count("evaluate") == 3
+    assert len({job.outcome for job in found}) == len(found)
+    for job in found:
+        options = command_line().parse_args(job.arguments)
+        if job.stage != "evaluate":
+            recipe = load_recipe(options.config, options.set)
+            assert recipe.source.lr == 0.2
+            assert options.run_dir == job.outcome.parent
+            assert options.resume
+            assert recipe.target.prior == ("none" if job.member.variant == "no_prior" else "gaussian")
+
+
+def test_the_shipped_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 3's upper half: three models, three seeds, T5-3B in bfloat16 under ZeRO-3."""
+    assert main(["scale", "--config", "scaling", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines[1::2]]
+    assert len(commands) == 3 * 3 * 2
+    for words in commands:
+        options = command_line().parse_args(words[1:])
+        recipe = load_recipe(options.config, options.set)
+        large = recipe.model.name_or_path.endswith("3b")
+        assert recipe.model.dtype == ("bfloat16" if large else "float32")
+        assert options.deepspeed_config == (None if recipe.model.name_or_path.endswith("base") else "zero3")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("scale: {modles: [a]}", "did you mean models"),
+        ("scale: {seeds: [0, 0]}", "names 0 more than once"),
+        ("scale: {models: [a/t5-base, b/t5-base]}", "folders would have the same name"),
+        ("scale: {variants: {a b: {}}}", "rename 'a b'"),
+        ("scale: {variants: {more: {source.partciles: 3}}}", "scale.variants.more"),
+        ("scale: {settings: {t5-3b: {}}}", "not among scale.models"),
+        ("scale: {seeds: [-1]}", "greater than or equal to 0"),
+    ],
+)
+def test_mistakes_in_a_grid(
+    text: str, said: str, tmp_path: Path, models: list[Path], rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, models[0], rows, text + "\n")
+    assert main(["scale", "--config", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+# --- where -----------------------------------------------------------------------------------------------------------
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "visible_gpus", lambda: [0, 1, 2, 3, 5])
+    assert [place.devices for place in schedule.places(None, 2, None)] == [(0, 1), (2, 3)]
+    assert [place.devices for place in schedule.places(1, 3, None)] == [(0,), (1,), (2,)]
+    assert [place.devices for place in schedule.places(None, 1, None)] == [(0, 1, 2, 3, 5)]
+    with pytest.raises(UserError, match="there are 5 GPUs"):
+        schedule.places(2, 3, None)
+    alone, several = schedule.places(1, 1, None)[0], schedule.places(2, 1, None)[0]
+    assert alone.environment()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert "localhost:0,1" in several.command(["source"])
+
+
+def test_a_hostfile_is_passed_through(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    with pytest.raises(UserError, match="no such file"):
+        schedule.places(None, 1, hosts)
+    hosts.write_text("node1 slots=8\n")
+    (place,) = schedule.places(None, 1, hosts)
+    words = place.command(["source", "--config", "paper"])
+    assert words[words.index("--hostfile") + 1] == str(hosts)
+    assert words[words.index("bmtpt_ds") + 1 :] == ["source", "--config", "paper"]
+    with pytest.raises(UserError, match="leave out --jobs"):
+        schedule.places(None, 2, hosts)
+
+
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "visible_gpus", list)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(schedule.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert schedule.places(2, 2, None) == [Place(2, variables={"OMP_NUM_THREADS": "2"})] * 2
+    assert schedule.places(None, 1, None) == [Place()]
+
+
+# --- whole grids -----------------------------------------------------------------------------------------------------
+
+
+def finished(out: Path) -> dict[str, float]:
+    """The members' outcomes and when they were written."""
+    files = [*out.glob("*/*/source-*/results.json"), *out.glob("*/*/adapt-*/results.json")]
+    return {str(file.relative_to(out)): file.stat().st_mtime_ns for file in files}
+
+
+def test_killed_in_the_middle_and_started_again(grid: Path, tmp_path: Path) -> None:
+    """Three models, two variants that share their source stages: nine runs."""
+    out = tmp_path / "out"
+    command = plain("scale", "--config", grid, "--out", out, "--jobs", "2")
+    with started(command, tmp_path / "first.log") as job:
+        job.until(lambda: len(finished(out)) >= 2, "two finished runs")
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 128 + signal.SIGTERM
+        assert "start the same command again" in job.text
+        job.until_gone(30)
+    before = finished(out)
+    assert 2 <= len(before) < 9
+    text = run(command, tmp_path / "second.log")
+    after = finished(out)
+    assert len(after) == 9
+    assert {name: after[name] for name in before} == before  # none of them ran again
+    assert f"{len(before)} of 9 finished already" in text
+    assert len([line for line in text.splitlines() if "/9  " in line]) == 9 - len(before)  # a line a run
+    rows = [line.split() for line in text.splitlines() if line.startswith("tiny-")]
+    assert [(row[0], row[3]) for row in rows] == [
+        (f"tiny-{hidden}", variant) for hidden in (16, 24, 32) for variant in ("bmtpt", "no_prior")
+    ]
+    results = json.loads((out / "tiny-16/bmtpt/adapt-0/results.json").read_text())
+    assert set(results["tasks"]) == {"mrpc", "rte"}
+    assert f"{results['mean']:.1f}" in rows[0]
+    third = run(command, tmp_path / "third.log")
+    assert "9 of 9 finished already" in third
+    assert finished(out) == after
+
+
+def test_a_member_that_fails_leaves_the_others_running(grid: Path, tmp_path: Path, models: list[Path]) -> None:
+    broken = tmp_path / "tiny-24"
+    shutil.copytree(models[1], broken)
+    (broken / "model.safetensors").unlink()
+    chosen = f"scale.models=[{broken}, {models[2]}]"
+    out, variants = tmp_path / "out", "scale.variants={bmtpt: {}}"
+    command = plain("scale", "--config", grid, "--out", out, "--set", chosen, "--set", variants, "--jobs", "2")
+    text = run(command, tmp_path / "log", status=2)
+    assert sorted(finished(out)) == ["tiny-32/bmtpt/adapt-0/results.json", "tiny-32/bmtpt/source-0/results.json"]
+    assert "tiny-24, bmtpt, seed 0: source: FAILED (exit status 2: bmtpt source:" in text
+    assert "left out for want of tiny-24, bmtpt, seed 0: source" in text
+    assert "2 of 4 runs failed or were left out" in text.splitlines()[-1]
+    assert "Traceback" not in text
