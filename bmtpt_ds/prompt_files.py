@@ -8,7 +8,7 @@ import torch
 from bmtpt_ds.checkpoint import Damaged, Stored, read_tensors, write_tensors
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.prompts import ComposedPrompt
-from bmtpt_ds.run_directory import PARTICLES, PROMPT, RUNS
+from bmtpt_ds.run_files import PARTICLES, PROMPT, RUNS
 from bmtpt_ds.session import Session
 
 # what of a file's state tells its backbone, and in words

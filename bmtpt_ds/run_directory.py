@@ -9,15 +9,13 @@ from typing import IO
 import yaml
 
 from bmtpt_ds.checkpoint import Checkpoints, Stored
-from bmtpt_ds.config import Recipe, RunConfig
+from bmtpt_ds.config import Recipe
 from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.files import TEMPORARY, check_writable, write_atomically
 from bmtpt_ds.quiet import print_line
+from bmtpt_ds.run_files import CONFIG, FREE, METRICS, PARTICLES, PROMPT, RESULTS, RUNS, read_config
 
-CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
-PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
-RUNS = "runs"  # of several runs side by side: a directory of each
 # all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
 _OWN = (
     RESULTS,
@@ -31,13 +29,6 @@ _OWN = (
     "wandb",
     CONFIG,
     ".lock",
-)
-# what may differ when a run goes on: it changes how it runs, not what it computes
-_FREE = (
-    *(f"run.{key}" for key in RunConfig.model_fields if key != "seed"),
-    "evaluate",
-    "source.particle_ranks",
-    "source.svgd.backend",
 )
 
 
@@ -103,7 +94,7 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path}: holds a run; add --resume or --overwrite, or give another folder")
 
     def _check_same_recipe(self) -> None:
-        was = _without_free(_read_config(self.path / CONFIG))
+        was = _without_free(read_config(self.path / CONFIG))
         now = _without_free(parse_yaml(self._config_text(), "recipe"))
         for section, values in now.items():
             before = was.get(section)
@@ -169,38 +160,10 @@ def take_lock(folder: Path, what: str) -> IO | None:
 
 def _without_free(values: dict, above: str = "") -> dict:
     """A run's recipe but for what may differ when it goes on."""
-    kept = {key: value for key, value in values.items() if f"{above}{key}" not in _FREE}
+    kept = {key: value for key, value in values.items() if f"{above}{key}" not in FREE}
     return {k: _without_free(v, f"{above}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _same(before: object, now: object) -> bool:
     """Also in the order of their keys: that of an own task's fields is the order of its text."""
     return yaml.safe_dump(before, sort_keys=False) == yaml.safe_dump(now, sort_keys=False)
-
-
-def read_run_recipe(path: Path) -> tuple[str, dict]:
-    """The stage (`source` or `adapt`) and the resolved recipe, as plain values, of a run's directory.
-
-    Raises:
-        UserError: not a run's directory.
-    """
-    config = path / CONFIG
-    if not config.is_file():
-        why, run = f"no {CONFIG} in it", "the folder that was a run's --run-dir"
-        if path.is_file():
-            why, run = "a file", f"its folder, {path.parent}" if (path.parent / CONFIG).is_file() else run
-        raise UserError(f"{path}: not a run's directory ({why}); give {run}")
-    values = _read_config(config)
-    values.pop("particles", None)
-    return values.pop("stage"), values
-
-
-def _read_config(file: Path) -> dict:
-    """The stage and the resolved recipe, as plain values."""
-    try:
-        values = parse_yaml(file.read_text(), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(values, dict) or values.get("stage") not in ("source", "adapt"):
-        raise UserError(f"{file}: not written by bmtpt; give another folder")
-    return values

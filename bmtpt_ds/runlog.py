@@ -21,7 +21,7 @@ from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.parallel.measure import peak_memory
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
-from bmtpt_ds.run_directory import METRICS
+from bmtpt_ds.run_files import METRICS
 
 
 def is_log_step(step: int, log_every: int, steps: int) -> bool:

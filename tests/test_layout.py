@@ -32,6 +32,7 @@ ROOMS = (
     "stage_inputs",
     "data",
     "tasks",
+    "run_files",
     "config",
     "hub",
     "model_folder",

@@ -26,7 +26,8 @@ from bmtpt_ds.parallel import particle_ranks
 from bmtpt_ds.prompt_files import check_belongs, prompt_for, read_particles, read_run, write_particles, write_prompt
 from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, table_of_runs, write_results, write_results_of_runs
-from bmtpt_ds.run_directory import PARTICLES, RESULTS, RunDirectory
+from bmtpt_ds.run_directory import RunDirectory
+from bmtpt_ds.run_files import PARTICLES, RESULTS
 from bmtpt_ds.session import Session, at_work, load_rows, open_session, start
 from bmtpt_ds.source import Posterior, learn_posterior, svgd_backend
 from bmtpt_ds.stage_inputs import adaptation_runs, check_source_rows, source_tasks, target_splits, target_tasks

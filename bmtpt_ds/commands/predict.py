@@ -16,7 +16,7 @@ from bmtpt_ds.data.tokens import RowEncoder
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.progress import Pass
 from bmtpt_ds.prompt_files import check_belongs, check_one_model, prompt_for, read_run
-from bmtpt_ds.run_directory import read_run_recipe
+from bmtpt_ds.run_files import read_run_recipe
 from bmtpt_ds.session import Session, at_work, open_session, start
 from bmtpt_ds.tasks import Task, get_task
 from bmtpt_ds.tasks.targets import NO_LABEL, LabelTarget

@@ -29,7 +29,7 @@ from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
 from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.quiet import is_verbose, say
-from bmtpt_ds.run_directory import METRICS, RESULTS
+from bmtpt_ds.run_files import METRICS, RESULTS
 from bmtpt_ds.session import versions
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import get_task

@@ -79,7 +79,7 @@ def add_evaluate(parser: Parser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from bmtpt_ds.run_directory import read_run_recipe
+    from bmtpt_ds.run_files import read_run_recipe
 
     trained, values = read_run_recipe(options.prompt)
     recipe = override_recipe(values, options.set, str(options.prompt))

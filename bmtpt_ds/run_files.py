@@ -1,0 +1,50 @@
+"""What a run leaves in its directory: names of the files, and what config.yaml says. Needs no torch."""
+
+from pathlib import Path
+
+from bmtpt_ds.config import RunConfig
+from bmtpt_ds.config.yaml_text import parse_yaml
+from bmtpt_ds.errors import UserError
+
+CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
+PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
+RUNS = "runs"  # of several runs side by side: a directory of each
+# what may differ when a run goes on: it changes how it runs, not what it computes
+FREE = (
+    *(f"run.{key}" for key in RunConfig.model_fields if key != "seed"),
+    "evaluate",
+    "source.particle_ranks",
+    "source.svgd.backend",
+)
+
+
+def read_run_recipe(path: Path) -> tuple[str, dict]:
+    """The stage (`source` or `adapt`) and the resolved recipe, as plain values, of a run's directory.
+
+    Raises:
+        UserError: not a run's directory.
+    """
+    config = path / CONFIG
+    if not config.is_file():
+        why, run = f"no {CONFIG} in it", "the folder that was a run's --run-dir"
+        if path.is_file():
+            why, run = "a file", f"its folder, {path.parent}" if (path.parent / CONFIG).is_file() else run
+        raise UserError(f"{path}: not a run's directory ({why}); give {run}")
+    values = read_config(config)
+    values.pop("particles", None)
+    return values.pop("stage"), values
+
+
+def read_config(file: Path) -> dict:
+    """What stands in a config.yaml: `stage`, for adapt `particles`, and the resolved recipe, as plain values.
+
+    Raises:
+        UserError: unreadable, no YAML, not written by a run.
+    """
+    try:
+        values = parse_yaml(file.read_text(), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("stage") not in ("source", "adapt"):
+        raise UserError(f"{file}: not written by bmtpt; give another folder")
+    return values
