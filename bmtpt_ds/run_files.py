@@ -18,6 +18,10 @@ FREE = (
 )
 
 
+class Foreign(UserError):
+    """A config.yaml that no run of ours has written."""
+
+
 def read_run_recipe(path: Path) -> tuple[str, dict]:
     """The stage (`source` or `adapt`) and the resolved recipe, as plain values, of a run's directory.
 
@@ -39,12 +43,13 @@ def read_config(file: Path) -> dict:
     """What stands in a config.yaml: `stage`, for adapt `particles`, and the resolved recipe, as plain values.
 
     Raises:
-        UserError: unreadable, no YAML, not written by a run.
+        Foreign: not written by a run.
+        UserError: unreadable, no YAML.
     """
     try:
         values = parse_yaml(file.read_text(), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
     if not isinstance(values, dict) or values.get("stage") not in ("source", "adapt"):
-        raise UserError(f"{file}: not written by bmtpt; give another folder")
+        raise Foreign(f"{file}: not written by bmtpt; give another folder")
     return values

@@ -1,0 +1,163 @@
+"""Which runs are the same but for their seeds and tasks, and by what the others differ."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmtpt_ds.config import Recipe
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.reporting.runs import Run
+from bmtpt_ds.run_files import CONFIG, FREE, read_config
+
+SCRATCH = "particles=none"  # a variant: begun from vocabulary rows, without a posterior
+# what a group is made of by itself, and what changes no score
+_NO_SETTINGS = {
+    *(key for key in FREE if key != "evaluate"),
+    *("method", "model.name_or_path", "target.shots", "target.seeds", "target.tasks", "run.seed"),
+    *("data.root", "data.tasks", "evaluate.batch_size"),
+}
+_NOT_FROM_SCRATCH = ("source.", "target.prior", "target.sigma")  # what a run without a posterior does not use
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in tasks and seeds alone."""
+
+    method: str
+    variant: str  # by what they differ from others of the method, model and shots; "" if by nothing
+    model: str
+    shots: int | None  # None: all training rows
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}/{self.variant}" if self.variant else self.method
+
+    @property
+    def multi(self) -> bool:
+        """Whether its tasks were adapted to together."""
+        return bool(self.runs[0].config.get("target", {}).get("multi"))
+
+    def scores(self, task: str, metric: str = "") -> dict[int, float]:
+        """By seed the scores of a task; by the headline metric, or another one where the runs have it."""
+        found = {run.seed: run.tasks[task] for run in self.runs if task in run.tasks}
+        if not metric:
+            return {seed: scores["score"] for seed, scores in found.items()}
+        return {seed: scores["metrics"][metric] for seed, scores in found.items() if metric in scores["metrics"]}
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for run in self.runs for task in run.tasks))
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
+    """Groups of the runs that have scores, by model, shots, method and variant.
+
+    A variant names the keys of the recipe in which runs of a method, model and shots differ, but for those that have
+    the default. Where runs came from is told by the source run's recipe if that can be read, else by their own.
+
+    Returns:
+        the groups, and a line for each run that is left out since another one has its task, seed and settings.
+    """
+    by_base: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        if run.tasks:
+            by_base.setdefault((run.model, run.shots or 0, run.method, run.particles == "none"), []).append(run)
+    groups, lines = [], []
+    for (model, shots, method, scratch), alike in sorted(by_base.items()):
+        for variant, members in sorted(_variants(alike).items()):
+            kept = _once(members, lines)
+            named = ", ".join(filter(None, [SCRATCH if scratch else "", variant]))
+            groups.append(Group(method, named, model, shots or None, tuple(kept)))
+    return groups, lines
+
+
+def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of one method, model and shots, by the text that says how they differ."""
+    settings = [_settings(run) for run in runs]
+    # these two tell runs apart only where nothing else does: the seeds of a source stage are not variants
+    for more in ({}, {"particles": lambda run: run.particles}, {"target.tasks": lambda run: sorted(run.tasks)}):
+        if more and not _repeated(_by_variant(runs, settings)):
+            break
+        settings = [s | {key: of(run) for key, of in more.items()} for s, run in zip(settings, runs, strict=True)]
+    return _by_variant(runs, settings)
+
+
+def _by_variant(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> dict[str, list[Run]]:
+    defaults = _defaults()
+    keys = dict.fromkeys(key for of_run in settings for key in of_run)
+    differing = [key for key in keys if len({repr(s.get(key, defaults.get(key))) for s in settings}) > 1]
+    found: dict[str, list[Run]] = {}
+    for run, of_run in zip(runs, settings, strict=True):
+        own = {key: of_run[key] for key in differing if key in of_run and of_run[key] != defaults.get(key)}
+        found.setdefault(", ".join(f"{_short(k, defaults)}={_text(v)}" for k, v in own.items()), []).append(run)
+    return found
+
+
+def _repeated(variants: dict[str, list[Run]]) -> bool:
+    return any(len(_places(runs)) < sum(len(run.tasks) for run in runs) for runs in variants.values())
+
+
+def _places(runs: Iterable[Run]) -> set[tuple[str, int]]:
+    return {(task, run.seed) for run in runs for task in run.tasks}
+
+
+def _once(runs: Sequence[Run], lines: list[str]) -> list[Run]:
+    """The runs but for those of which an earlier one has a task and seed; tells of each in `lines`."""
+    kept: list[Run] = []
+    for run in runs:
+        twin = next((other for other in kept if _places([other]) & _places([run])), None)
+        if twin is None:
+            kept.append(run)
+        else:
+            lines.append(f"{run.path}: left out: task, seed and settings are those of {twin.path}")
+    return kept
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The keys of a run's recipe that may change its scores, flat."""
+    config = run.config | ({"source": source} if (source := _source_section(run)) else {})
+    flat = {k: v for k, v in flattened(config).items() if k not in _NO_SETTINGS and not k.startswith("data.tasks.")}
+    if run.particles == "none":
+        return {key: value for key, value in flat.items() if not key.startswith(_NOT_FROM_SCRATCH)}
+    return flat
+
+
+def _source_section(run: Run) -> dict[str, Any] | None:
+    """The recipe of the source stage that a run began from, where it can be read."""
+    if run.particles in (None, "none"):
+        return None
+    place = Path(run.particles)
+    try:
+        return read_config((place if place.is_dir() else place.parent) / CONFIG).get("source")
+    except UserError:
+        return None
+
+
+def flattened(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested sections with keys such as `source.svgd.damping`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def _defaults() -> dict[str, Any]:
+    return flattened(Recipe().model_dump(mode="json"))
+
+
+def _short(key: str, known: Iterable[str]) -> str:
+    """The key's last part, where no other key of a recipe ends so."""
+    last = key.rpartition(".")[2]
+    return last if sum(name.rpartition(".")[2] == last for name in known) <= 1 else key
+
+
+def _text(value: Any) -> str:
+    texts: dict[type, Callable[[Any], str]] = {
+        bool: lambda v: str(v).lower(),
+        float: lambda v: f"{v:g}",
+        list: lambda v: "+".join(map(str, v)),
+        type(None): lambda v: "none",
+    }
+    return texts.get(type(value), str)(value)

@@ -1,0 +1,251 @@
+"""Runs as they lie in folders: finished, unfinished, damaged, or none of ours. Reads their text files, no checkpoint."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.planning.cluster import PROFILE
+from bmtpt_ds.run_files import CONFIG, METRICS, RESULTS, RUNS, Foreign, read_config
+
+_KEYS = ("method", "model", "seed", "shots", "rows_processed", "tasks")  # of results.json, that a report needs
+_TASK_KEYS = ("metric", "score", "metrics", "majority", "rows")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of either stage."""
+
+    path: Path  # as it was given or found
+    stage: str  # source or adapt
+    config: dict[str, Any]  # the resolved recipe
+    particles: str | None  # of adapt: where they came from, `none` for vocabulary rows
+    results: dict[str, Any]  # results.json
+
+    @property
+    def method(self) -> str:
+        return self.results["method"]
+
+    @property
+    def model(self) -> str:
+        """Its name without owner or folder: the same model lies in different places."""
+        return Path(self.results["model"]).name
+
+    @property
+    def shots(self) -> int | None:
+        return self.results["shots"]
+
+    @property
+    def seed(self) -> int:
+        return self.results["seed"]
+
+    @property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """By task: metric, score, metrics, majority, rows; empty for a source run."""
+        return self.results["tasks"]
+
+    @property
+    def rows_processed(self) -> tuple[int, int]:
+        """Rows times prompts that the backbone saw in training, in the source and in the target stage."""
+        processed = self.results["rows_processed"]
+        return processed["source"], processed["target"]
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that are losses, not validations; what a kill or a disk has torn is left out."""
+        return [line for line in read_lines(self.path / METRICS) if "validation" not in line]
+
+
+@dataclass
+class Found:
+    """What lies in the folders that were named."""
+
+    runs: list[Run] = field(default_factory=list)
+    profiles: list[dict] = field(default_factory=list)  # what `bmtpt profile --json` has written of each model
+    unfinished: list[str] = field(default_factory=list)  # a line each
+    damaged: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def rest(self) -> list[str]:
+        """A line for everything that is not in the tables."""
+        return [*self.unfinished, *self.damaged, *self.foreign]
+
+
+def find_runs(places: Sequence[Path]) -> Found:
+    """Reads all runs in the given places.
+
+    Args:
+        places: runs, folders that hold runs at any depth, JSON files of `bmtpt profile`. A folder that is no run's is
+            named among the foreign ones if it was given, and passed over where it was found in another.
+
+    Raises:
+        UserError: a place that does not exist.
+    """
+    found, seen = Found(), set()
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place}: no such folder; give run directories, or folders that hold some")
+        if place.is_file():
+            _read_file(place, found)
+            continue
+        before = len(seen)
+        for folder in _folders(place, found):
+            resolved = folder.resolve()
+            if resolved not in seen and _read_folder(folder, found):
+                seen.add(resolved)
+        if len(seen) == before and place.resolve() not in seen and not any(s.is_relative_to(place) for s in seen):
+            found.foreign.append(f"{place}: no run of bmtpt, and none in it")
+    return found
+
+
+def _folders(place: Path, found: Found) -> Iterator[Path]:
+    """The folders at and below a place that may be runs, in the order of their names. In a run's own folder only those
+    of runs side by side are looked for."""
+
+    def refused(error: OSError) -> None:
+        found.damaged.append(f"{error.filename}: cannot be looked into: {error.strerror}")
+
+    for name, folders, files in os.walk(place, onerror=refused):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        if not {CONFIG, RESULTS} & set(files):
+            continue
+        folder = Path(name)
+        if not _is_foreign(folder):
+            folders[:] = [RUNS] if RUNS in folders else []
+        yield folder
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a config.yaml or results.json is of another program."""
+    try:
+        read_config(folder / CONFIG)
+    except Foreign:
+        return not (folder / METRICS).is_file()
+    except UserError:
+        return not (folder / CONFIG).is_file() and not (folder / METRICS).is_file()
+    return False
+
+
+def _read_file(file: Path, found: Found) -> None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if isinstance(values, dict) and values.get("format") == PROFILE and isinstance(values.get("profiles"), list):
+        found.profiles += [profile for profile in values["profiles"] if isinstance(profile, dict)]
+        return
+    of_run = file.name in (CONFIG, METRICS, RESULTS)
+    mend = f"; give its folder, {file.parent}" if of_run else ""
+    found.foreign.append(f"{file}: neither a run's folder nor a JSON of `bmtpt profile`{mend}")
+
+
+def _read_folder(folder: Path, found: Found) -> bool:
+    """Reads what may be a run into `found`; whether it was one, in whatever state."""
+    if _is_foreign(folder):
+        return False
+    try:
+        config = read_config(folder / CONFIG)
+    except UserError as error:
+        found.damaged.append(f"{folder}: damaged: {str(error).removeprefix(f'{folder}/')}")
+        return True
+    stage, particles = config.pop("stage"), config.pop("particles", None)
+    several = stage == "adapt" and (config.get("target") or {}).get("seeds") is not None
+    results = folder / RESULTS
+    if not results.is_file():
+        _tell_unfinished(folder, config.get(_section(stage)) or {}, several, found)
+    elif not several:  # a summary of runs side by side stands above their own results, which count
+        try:
+            found.runs.append(Run(folder, stage, config, particles, _read_results(results)))
+        except UserError as error:
+            found.damaged.append(f"{folder}: damaged: {error}")
+    elif not (folder / RUNS).is_dir():
+        found.damaged.append(f"{folder}: damaged: {RUNS}/ with the runs side by side is missing")
+    return True
+
+
+def _section(stage: str) -> str:
+    return "source" if stage == "source" else "target"
+
+
+def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -> None:
+    if folder.parent.name == RUNS and _is_several(folder.parent.parent):
+        if (folder.parent.parent / RESULTS).is_file():
+            found.damaged.append(f"{folder}: damaged: {RESULTS} is missing, though the runs side by side have ended")
+        return  # else the folder above says it for all of them
+    lines = read_lines(folder / METRICS)
+    step = max((line["step"] for line in lines), default=0)
+    what = "runs side by side, " if several else ""
+    found.unfinished.append(
+        f"{folder}: unfinished: {what}step {step:,} of {section.get('steps', 0):,} in its log; "
+        "go on with the command that began it and --resume"
+    )
+
+
+def _is_several(folder: Path) -> bool:
+    try:
+        return (read_config(folder / CONFIG).get("target") or {}).get("seeds") is not None
+    except UserError:
+        return False
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """A run's results.json.
+
+    Raises:
+        UserError: unreadable, no JSON, a key missing, a score that is no number.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{RESULTS} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{RESULTS} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{RESULTS} is no object")
+    missing = [key for key in _KEYS if key not in values]
+    if missing:
+        raise UserError(f"{RESULTS} has no {missing[0]!r}")
+    for name, kind in (("method", str), ("model", str), ("seed", int), ("tasks", dict), ("rows_processed", dict)):
+        if not isinstance(values[name], kind):
+            raise UserError(f"{RESULTS}: {name!r} is {values[name]!r}")
+    if not all(isinstance(values["rows_processed"].get(stage), int) for stage in ("source", "target")):
+        raise UserError(f"{RESULTS}: 'rows_processed' lacks a stage")
+    for task, scores in values["tasks"].items():
+        _check_task(task, scores)
+    return values
+
+
+def _check_task(task: str, scores: Any) -> None:
+    missing = [key for key in _TASK_KEYS if not isinstance(scores, dict) or key not in scores]
+    if missing:
+        raise UserError(f"{RESULTS}: {task} has no {missing[0]!r}")
+    metrics = scores["metrics"]
+    numbers = {"score": scores["score"], "majority": scores["majority"], **(metrics if metrics else {})}
+    strange = [
+        name for name, value in numbers.items() if not isinstance(value, int | float) or not math.isfinite(value)
+    ]
+    if strange:
+        raise UserError(f"{RESULTS}: {strange[0]} of {task} is {numbers[strange[0]]!r}")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The sound lines of a metrics.jsonl; none where there is no such file."""
+    try:
+        texts = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    lines = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # torn by a kill
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
