@@ -51,6 +51,6 @@ setup(
     packages=[*find_packages(include=["bmtpt_ds", "bmtpt_ds.*"]), "bmtpt_ds.ds_configs"],
     # At the top of the repository, where users of DeepSpeed look for them; inside the package once installed.
     package_dir={"bmtpt_ds.ds_configs": "ds_configs"},
-    package_data={"bmtpt_ds": ["recipes/**/*.yaml"], "bmtpt_ds.ds_configs": ["*.json"]},
+    package_data={"bmtpt_ds": ["recipes/**/*.yaml", "experiments/reporting/*.yaml"], "bmtpt_ds.ds_configs": ["*.json"]},
     zip_safe=False,
 )

@@ -11,7 +11,7 @@ from bmtpt_ds.commands.text_lines import end_output
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, print_line, quieten
 from bmtpt_ds.stopping import Stopped
-from bmtpt_ds.subcommands import experiments, inputs, stages
+from bmtpt_ds.subcommands import experiments, inputs, reports, stages
 
 _EPILOG = (
     "Example:\n  bmtpt source --config first_run --run-dir runs/source\n\n"
@@ -81,6 +81,7 @@ def command_line() -> Parser:
         experiments.add_scale,
         experiments.add_profile,
         experiments.add_plan,
+        reports.add_report,
     ):
         add(parser)
     return parser

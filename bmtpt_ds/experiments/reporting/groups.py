@@ -37,7 +37,7 @@ class Group:
     @property
     def multi(self) -> bool:
         """Whether its tasks were adapted to together."""
-        return bool(self.runs[0].config.get("target", {}).get("multi"))
+        return self.runs[0].multi
 
     def scores(self, task: str, metric: str = "") -> dict[int, float]:
         """By seed the scores of a task; by the headline metric, or another one where the runs have it."""
@@ -77,10 +77,10 @@ def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of one method, model and shots, by the text that says how they differ."""
     settings = [_settings(run) for run in runs]
     # these two tell runs apart only where nothing else does: the seeds of a source stage are not variants
-    for more in ({}, {"particles": lambda run: run.particles}, {"target.tasks": lambda run: sorted(run.tasks)}):
-        if more and not _repeated(_by_variant(runs, settings)):
-            break
-        settings = [s | {key: of(run) for key, of in more.items()} for s, run in zip(settings, runs, strict=True)]
+    for key, of in (("particles", lambda run: run.particles), ("target.tasks", _tasks_together)):
+        apart = [s | {key: of(run)} for s, run in zip(settings, runs, strict=True)]
+        if _repeated(_by_variant(runs, apart)) < _repeated(_by_variant(runs, settings)):
+            settings = apart
     return _by_variant(runs, settings)
 
 
@@ -95,8 +95,13 @@ def _by_variant(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> dict
     return found
 
 
-def _repeated(variants: dict[str, list[Run]]) -> bool:
-    return any(len(_places(runs)) < sum(len(run.tasks) for run in runs) for runs in variants.values())
+def _repeated(variants: dict[str, list[Run]]) -> int:
+    """How often a task and seed comes again in its variant."""
+    return sum(sum(len(run.tasks) for run in runs) - len(_places(runs)) for runs in variants.values())
+
+
+def _tasks_together(run: Run) -> list[str]:
+    return sorted(run.tasks) if run.multi else []
 
 
 def _places(runs: Iterable[Run]) -> set[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Runs as they lie in folders: finished, unfinished, damaged, or none of ours. Reads their text files, no checkpoint."""
+"""Runs as they lie in folders: finished, unfinished, damaged, or none of ours. Of a run its text files are read."""
 
 import json
 import math
@@ -50,6 +50,11 @@ class Run:
         return self.results["tasks"]
 
     @property
+    def multi(self) -> bool:
+        """Whether its tasks were adapted to together."""
+        return bool(self.config.get("target", {}).get("multi"))
+
+    @property
     def rows_processed(self) -> tuple[int, int]:
         """Rows times prompts that the backbone saw in training, in the source and in the target stage."""
         processed = self.results["rows_processed"]
@@ -94,12 +99,10 @@ def find_runs(places: Sequence[Path]) -> Found:
         if place.is_file():
             _read_file(place, found)
             continue
-        before = len(seen)
-        for folder in _folders(place, found):
-            resolved = folder.resolve()
-            if resolved not in seen and _read_folder(folder, found):
-                seen.add(resolved)
-        if len(seen) == before and place.resolve() not in seen and not any(s.is_relative_to(place) for s in seen):
+        before = len(found.rest)
+        runs = [folder for folder in _folders(place, found) if folder.resolve() in seen or _read_folder(folder, found)]
+        seen |= {folder.resolve() for folder in runs}
+        if not runs and len(found.rest) == before:
             found.foreign.append(f"{place}: no run of bmtpt, and none in it")
     return found
 
@@ -137,12 +140,25 @@ def _read_file(file: Path, found: Found) -> None:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         values = None
-    if isinstance(values, dict) and values.get("format") == PROFILE and isinstance(values.get("profiles"), list):
-        found.profiles += [profile for profile in values["profiles"] if isinstance(profile, dict)]
+    if isinstance(values, dict) and values.get("format") == PROFILE:
+        profiles = values.get("profiles")
+        if isinstance(profiles, list) and all(_is_profile(profile) for profile in profiles):
+            found.profiles += profiles
+        else:
+            found.damaged.append(f"{file}: damaged: a profile, but not a whole one")
         return
     of_run = file.name in (CONFIG, METRICS, RESULTS)
     mend = f"; give its folder, {file.parent}" if of_run else ""
     found.foreign.append(f"{file}: neither a run's folder nor a JSON of `bmtpt profile`{mend}")
+
+
+def _is_profile(profile: Any) -> bool:
+    """Whether it has what a report takes of a profile."""
+    if not isinstance(profile, dict) or not isinstance(profile.get("model"), str):
+        return False
+    stages = profile.get("stages")
+    source = stages.get("source", {}) if isinstance(stages, dict) else None
+    return isinstance(source, dict) and isinstance(source.get("svgd_over_backward", 0.0), int | float)
 
 
 def _read_folder(folder: Path, found: Found) -> bool:
@@ -150,15 +166,15 @@ def _read_folder(folder: Path, found: Found) -> bool:
     if _is_foreign(folder):
         return False
     try:
-        config = read_config(folder / CONFIG)
+        config = _read_sections(folder / CONFIG)
     except UserError as error:
         found.damaged.append(f"{folder}: damaged: {str(error).removeprefix(f'{folder}/')}")
         return True
     stage, particles = config.pop("stage"), config.pop("particles", None)
-    several = stage == "adapt" and (config.get("target") or {}).get("seeds") is not None
+    several = stage == "adapt" and config["target"].get("seeds") is not None
     results = folder / RESULTS
     if not results.is_file():
-        _tell_unfinished(folder, config.get(_section(stage)) or {}, several, found)
+        _tell_unfinished(folder, config["source" if stage == "source" else "target"], several, found)
     elif not several:  # a summary of runs side by side stands above their own results, which count
         try:
             found.runs.append(Run(folder, stage, config, particles, _read_results(results)))
@@ -169,8 +185,17 @@ def _read_folder(folder: Path, found: Found) -> bool:
     return True
 
 
-def _section(stage: str) -> str:
-    return "source" if stage == "source" else "target"
+def _read_sections(file: Path) -> dict[str, Any]:
+    """As `read_config`, of a whole recipe.
+
+    Raises:
+        UserError: a section is missing too.
+    """
+    config = read_config(file)
+    for section in ("model", "source", "target", "run"):
+        if not isinstance(config.get(section), dict):
+            raise UserError(f"{file}: no section {section!r}")
+    return config
 
 
 def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -> None:
@@ -179,17 +204,17 @@ def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -
             found.damaged.append(f"{folder}: damaged: {RESULTS} is missing, though the runs side by side have ended")
         return  # else the folder above says it for all of them
     lines = read_lines(folder / METRICS)
-    step = max((line["step"] for line in lines), default=0)
+    step, steps = max((line["step"] for line in lines), default=0), section.get("steps")
+    of = f" of {steps:,}" if isinstance(steps, int) else ""
     what = "runs side by side, " if several else ""
     found.unfinished.append(
-        f"{folder}: unfinished: {what}step {step:,} of {section.get('steps', 0):,} in its log; "
-        "go on with the command that began it and --resume"
+        f"{folder}: unfinished: {what}step {step:,}{of} in its log; go on with the command that began it and --resume"
     )
 
 
 def _is_several(folder: Path) -> bool:
     try:
-        return (read_config(folder / CONFIG).get("target") or {}).get("seeds") is not None
+        return _read_sections(folder / CONFIG)["target"].get("seeds") is not None
     except UserError:
         return False
 

@@ -26,6 +26,15 @@ class Cell(NamedTuple):
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
+def mean_over_tasks(scores: Sequence[Mapping[int, float]]) -> Cell:
+    """Of each task's scores by seed: a mean a seed where all tasks have the same seeds, else the mean of the tasks'
+    means, without a deviation."""
+    seeds = set(scores[0])
+    if all(set(of_task) == seeds for of_task in scores):
+        return Cell.of([fmean(of_task[seed] for of_task in scores) for seed in sorted(seeds)])
+    return Cell(fmean(fmean(of_task.values()) for of_task in scores))
+
+
 class Difference(NamedTuple):
     """How much better one group is than another, over the tasks and seeds that both have."""
 

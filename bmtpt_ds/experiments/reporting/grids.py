@@ -1,0 +1,84 @@
+"""The report's tables as text cells, whatever they are written in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bmtpt_ds.experiments.reporting.runs import Run
+from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES
+from bmtpt_ds.experiments.reporting.tables import Column, Comparison, Row, Section
+
+NONE = "–"  # a cell without a figure
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts; all rows are as long as the header."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    words: int = 3  # leading columns that are words; the others are figures
+
+
+def score_grid(section: Section) -> Grid:
+    """A section; a score is its mean ± the sample standard deviation over seeds."""
+    header = ["from", "method", "model", "shots", "seeds", *(c.heading for c in section.columns), "rows processed"]
+    return Grid(section.title, header, [_score_row(section, row) for row in section.rows], section.notes)
+
+
+def _score_row(section: Section, row: Row) -> list[str]:
+    shots = NONE if not row.model else "all" if row.shots is None else str(row.shots)
+    seeds = " to ".join(dict.fromkeys(str(n) for n in (row.seeds[:1] + row.seeds[-1:]))) or NONE
+    budget = f"{_range(row.rows_source)} / {_range(row.rows_target)}" if row.rows_target else NONE
+    cells = [_score(section, row, column) for column in section.columns]
+    return [row.origin, row.label, row.model or NONE, shots, seeds, *cells, budget]
+
+
+def _score(section: Section, row: Row, column: Column) -> str:
+    cell = row.cells.get(column)
+    if cell is None:
+        return NONE
+    text = f"{cell.mean:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+    if column.task:
+        return f"{text} ({cell.seeds})" if len(row.seeds) > 1 else text
+    part = section.part_of(column)
+    having = sum(c in row.cells for c in part)
+    return text if having == len(part) else f"{text} ({having} of {len(part)})"
+
+
+def _range(values: Sequence[int]) -> str:
+    return " to ".join(f"{value:,}" for value in values)
+
+
+def difference_grid(comparisons: Sequence[Comparison]) -> Grid:
+    """Paired differences in points."""
+    header = ["method", "against", "model", "shots", "pairs", "difference", f"{LEVEL:.0%} interval"]
+    header.append("wins / ties / losses")
+    rows = []
+    for group, baseline, found in comparisons:
+        interval = NONE if found.interval is None else "{:+.1f} to {:+.1f}".format(*found.interval)
+        shots, counts = str(group.shots or "all"), f"{found.wins} / {found.ties} / {found.losses}"
+        row = [group.label, baseline.label, group.model, shots, str(found.pairs), f"{found.mean:+.1f}", interval]
+        rows.append([*row, counts])
+    notes = [
+        "Points of the tasks' headline metrics, over the pairs of the same task and seed: mean over tasks of the mean "
+        f"over a task's pairs. Interval: hierarchical bootstrap, tasks drawn first, then the pairs of each; percentiles "
+        f"of {RESAMPLES:,} resamples. From few tasks or seeds such an interval is too narrow."
+    ]
+    return Grid("Paired differences", header, rows, notes)
+
+
+def source_grid(runs: Sequence[Run]) -> Grid:
+    """The source stages."""
+    header = ["run", "method", "model", "seed", "particles", "steps", "rows processed", "last loss", "of particles"]
+    rows = []
+    for run in runs:
+        source, last = run.config["source"], next((line for line in reversed(run.lines) if line.get("losses")), {})
+        losses = [loss for loss in last.get("losses", ()) if loss is not None]
+        loss = NONE if last.get("loss") is None else f"{last['loss']:.3f}"
+        between = f"{min(losses):.3f} to {max(losses):.3f}" if losses else NONE
+        row = [str(run.path), run.method, run.model, str(run.seed), str(source.get("particles", NONE))]
+        rows.append([*row, f"{source.get('steps', NONE):,}", f"{run.rows_processed[0]:,}", loss, between])
+    notes = ["Loss: mean since the line of the log before the last, over tasks and particles; then the particles' own."]
+    return Grid("Source stages", header, rows, notes)

@@ -1,0 +1,70 @@
+"""`bmtpt report` from beginning to end: folders of runs into tables and pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bmtpt_ds.errors import UserError, written
+from bmtpt_ds.experiments.reporting.formats import csv_text, latex, markdown
+from bmtpt_ds.experiments.reporting.grids import Grid, difference_grid, score_grid, source_grid
+from bmtpt_ds.experiments.reporting.groups import group_runs
+from bmtpt_ds.experiments.reporting.plots import plot_all
+from bmtpt_ds.experiments.reporting.runs import Found, find_runs
+from bmtpt_ds.experiments.reporting.tables import comparisons, sections
+from bmtpt_ds.files import check_writable, write_atomically
+
+_ABOUT = (
+    "Scores from 0 to 100 (correlations from -100) on the test rows, mean ± sample standard deviation over seeds. "
+    "`from`: ours, these runs; majority, always the most frequent answer; paper, run by the paper's authors; quoted, by "
+    "them from others. A method's variant, behind the slash, is what of its recipe is not the default and differs from "
+    "its other runs. Rows processed: rows times prompts that the backbone saw in training, source stage / target stage."
+)
+
+
+def run_report(places: Sequence[Path], out: Path, baseline: str | None = None) -> str:
+    """`bmtpt report`: reads the runs in `places`, writes report.md, report.csv, report.tex and pictures into `out`.
+
+    Args:
+        places: runs, folders that hold runs at any depth, JSON files of `bmtpt profile`.
+        baseline: METHOD or METHOD/variant that the others are compared with; default: prompt tuning, else runs from
+            `--particles none`.
+
+    Returns:
+        tables for a person, and a line for all that is not in them.
+
+    Raises:
+        UserError: a mistake of the user's, or no finished run; nothing is written.
+    """
+    found = find_runs(places)
+    check_writable(out, "--out")
+    if not found.runs:
+        raise UserError("; ".join(["no finished run to report", *found.rest]))
+    groups, left_out = group_runs(found.runs)
+    scores = sections(groups)
+    grids = [score_grid(section) for section in scores]
+    if compared := comparisons(groups, baseline):
+        grids.append(difference_grid(compared))
+    rest = [*found.rest, *left_out]
+    text = "\n\n".join([*map(markdown, grids), _summary(found, rest)])
+    sources = [run for run in found.runs if run.stage == "source"]
+    if sources:
+        grids.append(source_grid(sources))
+    with written(f"--out {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = plot_all(out, groups, sources, found.profiles)
+    write_atomically(out / "report.md", _page(grids, pictures, _summary(found, rest)).encode())
+    write_atomically(out / "report.tex", latex(grids).encode())
+    write_atomically(out / "report.csv", csv_text(scores).encode())
+    return f"{text}\n\nwritten into {out}: report.md, report.tex, report.csv{''.join(f', {name}' for name in pictures)}"
+
+
+def _page(grids: Sequence[Grid], pictures: dict[str, str], summary: str) -> str:
+    shown = [f"## {title}\n\n![{title}]({name})" for name, title in pictures.items()]
+    return "\n\n".join(["# Report", _ABOUT, *map(markdown, grids), *shown, "## Runs", summary]) + "\n"
+
+
+def _summary(found: Found, rest: Sequence[str]) -> str:
+    """How many runs were read, and a line for everything else."""
+    adapted = sum(run.stage == "adapt" for run in found.runs)
+    counts = f"{adapted} finished adaptation{'s' * (adapted != 1)}, {len(found.runs) - adapted} source stages"
+    counts += f", {len(found.unfinished)} unfinished, {len(found.damaged)} damaged, {len(found.foreign)} foreign"
+    return "\n".join([counts, *(f"- {line}" for line in rest)])

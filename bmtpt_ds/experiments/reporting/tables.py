@@ -1,0 +1,211 @@
+"""The figures of the report: a section a benchmark, and paired differences from a baseline."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from bmtpt_ds.errors import UserError, nearest
+from bmtpt_ds.experiments.reporting.groups import SCRATCH, Group
+from bmtpt_ds.experiments.reporting.paper import COLA, PaperRow, benchmarks, paper_rows
+from bmtpt_ds.experiments.reporting.statistics import Cell, Difference, mean_over_tasks, paired_difference
+
+OTHER = "Other tasks"
+BASELINE_METHOD = "prompt_tuning"
+
+
+class Column(NamedTuple):
+    """A task by one of its metrics; `task` is "" for the mean over tasks, `metric` then that of CoLA among them."""
+
+    task: str
+    metric: str
+    doubled: bool = False  # whether another column has the same task
+
+    @property
+    def heading(self) -> str:
+        if not self.task:
+            return f"mean (CoLA: {self.metric})" if self.metric else "mean"
+        return f"{self.task} ({self.metric})" if self.doubled else self.task
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a section."""
+
+    origin: str  # ours; majority; paper: run by its authors; quoted: by them, from others
+    label: str
+    model: str
+    shots: int | None  # None: all training rows
+    seeds: tuple[int, ...]  # of its tasks the different numbers of seeds, ascending; empty where unknown
+    rows_source: tuple[int, ...]  # rows times prompts processed in training: the least and the greatest, or one
+    rows_target: tuple[int, ...]
+    cells: dict[Column, Cell]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The scores on a benchmark's tasks."""
+
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str]
+
+    def part_of(self, mean: Column) -> list[Column]:
+        """The columns that a column of means is over."""
+        return [c for c in self.columns if c.task and (c.metric == mean.metric or not c.doubled)]
+
+
+def sections(groups: Sequence[Group]) -> list[Section]:
+    """The groups' scores beside those of the paper, a section for each benchmark that they have tasks of."""
+    known = {task for tasks in benchmarks().values() for task in tasks}
+    own = list(dict.fromkeys(task for group in groups for task in group.tasks if task not in known))
+    found = []
+    for title, tasks in {**benchmarks(), OTHER: own}.items():
+        having = [group for group in groups if set(group.tasks) & set(tasks)]
+        if having:
+            found.append(_section(title, [t for t in tasks if any(t in g.tasks for g in having)], having))
+    return found
+
+
+def _section(title: str, tasks: Sequence[str], groups: Sequence[Group]) -> Section:
+    columns = _columns(tasks, groups)
+    section = Section(title, columns, [], _notes(tasks, groups))
+    section.rows.append(_majority(section, groups))
+    for model, shots in dict.fromkeys((group.model, group.shots) for group in groups):
+        here = [group for group in groups if (group.model, group.shots) == (model, shots)]
+        section.rows.extend(_ours(section, group) for group in here)
+        multi = {group.multi for group in here}
+        for row in paper_rows():
+            if (row.model, row.shots) == (model, shots) and (row.setting == "multi-task") in multi:
+                section.rows.extend(_theirs(section, row))
+    return section
+
+
+def _columns(tasks: Sequence[str], groups: Sequence[Group]) -> list[Column]:
+    columns = []
+    for task in tasks:
+        scores = [run.tasks[task] for group in groups for run in group.runs if task in run.tasks]
+        both = ("accuracy", "matthews")
+        if task == COLA and all(set(both) <= of_run["metrics"].keys() for of_run in scores):
+            columns += [Column(task, metric, True) for metric in both]
+        else:
+            columns.append(Column(task, scores[0]["metric"]))
+    if len(tasks) > 1:
+        columns += [Column("", metric) for metric in [c.metric for c in columns if c.doubled] or [""]]
+    return columns
+
+
+def _majority(section: Section, groups: Sequence[Group]) -> Row:
+    """Of always giving a split's most frequent answer, whatever the model; correlations with a constant are 0."""
+    cells = {}
+    for column in section.columns:
+        having = [run.tasks[column.task] for group in groups for run in group.runs if column.task in run.tasks]
+        if having:
+            is_headline = column.metric == having[0]["metric"]
+            cells[column] = Cell(having[0]["majority"] if is_headline else 0.0)
+    return _with_means(section, Row("majority", "majority class", "", None, (), (), (), cells))
+
+
+def _ours(section: Section, group: Group) -> Row:
+    tasks = {column.task for column in section.columns}
+    runs = [run for run in group.runs if tasks & run.tasks.keys()]
+    scores = {c: group.scores(c.task, c.metric) for c in section.columns if c.task}
+    cells = {column: Cell.of(list(of_task.values())) for column, of_task in scores.items() if of_task}
+    for mean in section.columns:
+        if not mean.task:
+            cells[mean] = mean_over_tasks([scores[c] for c in section.part_of(mean) if scores[c]])
+    processed = [tuple(sorted({run.rows_processed[stage] for run in runs})) for stage in (0, 1)]
+    seeds = tuple(sorted({cell.seeds for column, cell in cells.items() if column.task}))
+    source, target = (dict.fromkeys((values[0], values[-1])) for values in processed)
+    return Row("ours", group.label, group.model, group.shots, seeds, tuple(source), tuple(target), cells)
+
+
+def _theirs(section: Section, paper: PaperRow) -> Iterable[Row]:
+    """The paper's row, if it has a figure for one of the columns."""
+    cells = {c: paper.scores[c.task] for c in section.columns if _has(paper, c)}
+    if not cells:
+        return
+    label = paper.method if paper.setting == "single task" else f"{paper.method}, {paper.setting}"
+    seeds = (3,) if not paper.quoted else ()
+    origin = "quoted" if paper.quoted else "paper"
+    row = Row(origin, label, paper.model, paper.shots, seeds, (), (), cells)
+    row = _with_means(section, row)
+    for mean in [c for c in row.cells if not c.task]:
+        whole = len(section.part_of(mean)) == len(benchmarks().get(section.title, ()))
+        if whole and section.title in paper.averages:
+            row.cells[mean] = Cell(paper.averages[section.title])  # as printed
+    yield row
+
+
+def _has(paper: PaperRow, column: Column) -> bool:
+    return column.task in paper.scores and paper.metric(column.task) == column.metric
+
+
+def _with_means(section: Section, row: Row) -> Row:
+    """The row with means over the tasks that it has; none where it has not the CoLA that the mean is with."""
+    for mean in [column for column in section.columns if not column.task]:
+        part = section.part_of(mean)
+        having = [row.cells[c].mean for c in part if c in row.cells]
+        if having and all(c in row.cells for c in part if c.doubled):
+            row.cells[mean] = Cell(fmean(having))
+    return row
+
+
+def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    notes = []
+    if COLA in tasks:
+        notes.append(
+            "CoLA stands in two columns: in the paper BMTPT's row is accuracy and the quoted rows beside it are "
+            "Matthews correlation, so that its averages over GLUE cannot be compared; compare within a column."
+        )
+    for task in tasks:
+        rows = sorted({run.tasks[task]["rows"] for group in groups for run in group.runs if task in run.tasks})
+        if len(rows) > 1:
+            counts = " and ".join(f"{count:,}" for count in rows)
+            notes.append(f"{task}: scored on different rows ({counts}); its figures cannot be compared.")
+    for model in dict.fromkeys(group.model for group in groups):
+        names = sorted({run.results["model"] for g in groups if g.model == model for run in g.runs})
+        if len(names) > 1:
+            notes.append(f"{model}: taken for one model, though the runs call it {' and '.join(names)}.")
+    return notes
+
+
+class Comparison(NamedTuple):
+    """A group against the baseline of its model and shots."""
+
+    group: Group
+    baseline: Group
+    difference: Difference
+
+
+def comparisons(groups: Sequence[Group], baseline: str | None) -> list[Comparison]:
+    """Every group against the baseline of its model and shots, where they have tasks and seeds in common.
+
+    Args:
+        baseline: METHOD or METHOD/variant; None: prompt tuning, else runs that began from vocabulary rows.
+
+    Raises:
+        UserError: no group is called so.
+    """
+    labels = list(dict.fromkeys(group.label for group in groups))
+    if baseline is not None and baseline not in labels:
+        there_are = f"; there are {', '.join(labels)}"
+        raise UserError(f"--baseline {baseline}: no finished run is of that{nearest(baseline, labels) or there_are}")
+    found = []
+    for group in groups:
+        beside = [g for g in groups if (g.model, g.shots) == (group.model, group.shots)]
+        against = _baseline(beside, baseline)
+        if against is None or against is group:
+            continue
+        difference = paired_difference(*({task: g.scores(task) for task in g.tasks} for g in (group, against)))
+        if difference is not None:
+            found.append(Comparison(group, against, difference))
+    return found
+
+
+def _baseline(groups: Sequence[Group], asked: str | None) -> Group | None:
+    if asked is not None:
+        return next((group for group in groups if group.label == asked), None)
+    tuning = next((group for group in groups if group.method == BASELINE_METHOD), None)
+    return tuning or next((group for group in groups if group.variant.startswith(SCRATCH)), None)

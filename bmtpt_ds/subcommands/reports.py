@@ -1,0 +1,40 @@
+"""The command that reads finished runs."""
+
+import argparse
+from pathlib import Path
+
+from bmtpt_ds.arguments import Parser, given, given_path
+from bmtpt_ds.commands.text_lines import show
+
+
+def add_report(parser: Parser) -> None:
+    command = parser.add_command(
+        "report",
+        _report,
+        "tables and pictures of finished runs, the paper's figures beside them",
+        "bmtpt report runs --out runs/report",
+        "bmtpt report runs/table2 runs/scratch profile.json --baseline bmtpt/particles=none --out report",
+    )
+    command.description += (
+        " Writes report.md, report.tex, report.csv and PNGs, replacing those of an earlier report. Reads config.yaml, "
+        "metrics.jsonl and results.json of runs, nothing else; no torch and no GPU is needed. Runs that are not "
+        "finished, or damaged, are named."
+    )
+    what = "run directories, folders that hold some at any depth, JSONs of `bmtpt profile`"
+    command.add_argument("runs", nargs="+", type=given_path, metavar="RUN", help=what)
+    command.add_argument(
+        "--out", type=given_path, default=Path("runs/report"), metavar="DIR", help="the folder to write into"
+    )
+    command.add_argument(
+        "--baseline",
+        type=given,
+        metavar="METHOD",
+        help="METHOD or METHOD/variant, as the table has it, that all others are compared with, task by task and seed "
+        "by seed (default: prompt_tuning, else the runs from `--particles none`)",
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bmtpt_ds.experiments.reporting.report import run_report
+
+    show(run_report(options.runs, options.out, options.baseline))
