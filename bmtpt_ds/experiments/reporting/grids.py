@@ -63,7 +63,7 @@ def difference_grid(comparisons: Sequence[Comparison]) -> Grid:
         rows.append([*row, counts])
     notes = [
         "Points of the tasks' headline metrics, over the pairs of the same task and seed: mean over tasks of the mean "
-        f"over a task's pairs. Interval: hierarchical bootstrap, tasks drawn first, then the pairs of each; percentiles "
+        "over a task's pairs. Interval: hierarchical bootstrap, tasks drawn first, then the pairs of each; percentiles "
         f"of {RESAMPLES:,} resamples. From few tasks or seeds such an interval is too narrow."
     ]
     return Grid("Paired differences", header, rows, notes)

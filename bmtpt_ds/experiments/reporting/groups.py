@@ -8,6 +8,7 @@ from typing import Any
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.reporting.runs import Run
+from bmtpt_ds.model.shapes import architecture_by_name
 from bmtpt_ds.run_files import CONFIG, FREE, read_config
 
 SCRATCH = "particles=none"  # a variant: begun from vocabulary rows, without a posterior
@@ -52,7 +53,7 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
-    """Groups of the runs that have scores, by model, shots, method and variant.
+    """Groups of the runs that have scores, by model, shots, method and variant, in that order.
 
     A variant names the keys of the recipe in which runs of a method, model and shots differ, but for those that have
     the default. Where runs came from is told by the source run's recipe if that can be read, else by their own.
@@ -63,14 +64,21 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     by_base: dict[Hashable, list[Run]] = {}
     for run in runs:
         if run.tasks:
-            by_base.setdefault((run.model, run.shots or 0, run.method, run.particles == "none"), []).append(run)
+            by_base.setdefault((run.model, run.shots, run.method, run.particles == "none"), []).append(run)
     groups, lines = [], []
-    for (model, shots, method, scratch), alike in sorted(by_base.items()):
+    for (model, shots, method, scratch), alike in sorted(by_base.items(), key=_place):
         for variant, members in sorted(_variants(alike).items()):
             kept = _once(members, lines)
             named = ", ".join(filter(None, [SCRATCH if scratch else "", variant]))
-            groups.append(Group(method, named, model, shots or None, tuple(kept)))
+            groups.append(Group(method, named, model, shots, tuple(kept)))
     return groups, lines
+
+
+def _place(base: tuple) -> tuple:
+    """Where a method's runs stand: small models first, few shots first, those with a posterior first."""
+    (model, shots, method, scratch), runs = base
+    size = parameters(runs[0].results["model"])
+    return size is None, size or 0, model, shots is None, shots or 0, method, scratch
 
 
 def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -138,6 +146,16 @@ def _source_section(run: Run) -> dict[str, Any] | None:
         return read_config((place if place.is_dir() else place.parent) / CONFIG).get("source")
     except UserError:
         return None
+
+
+def parameters(model: str) -> int | None:
+    """Of a published T5 or a folder; None where it is neither."""
+    for name in (model, Path(model).name):  # the folder may be on another machine
+        try:
+            return architecture_by_name(name).parameters
+        except UserError:
+            continue
+    return None
 
 
 def flattened(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`bmtpt report` from beginning to end: folders of runs into tables and pictures."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from bmtpt_ds.errors import UserError, written
@@ -14,9 +15,10 @@ from bmtpt_ds.files import check_writable, write_atomically
 
 _ABOUT = (
     "Scores from 0 to 100 (correlations from -100) on the test rows, mean ± sample standard deviation over seeds. "
-    "`from`: ours, these runs; majority, always the most frequent answer; paper, run by the paper's authors; quoted, by "
-    "them from others. A method's variant, behind the slash, is what of its recipe is not the default and differs from "
-    "its other runs. Rows processed: rows times prompts that the backbone saw in training, source stage / target stage."
+    "`from`: ours, these runs; majority, always the most frequent answer; paper, run by the paper's authors; quoted, "
+    "by them from others. A method's variant, behind the slash, is what of its recipe is not the default and differs "
+    "from its other runs. Rows processed: rows times prompts that the backbone saw in training, source stage / target "
+    "stage."
 )
 
 
@@ -44,16 +46,19 @@ def run_report(places: Sequence[Path], out: Path, baseline: str | None = None) -
     if compared := comparisons(groups, baseline):
         grids.append(difference_grid(compared))
     rest = [*found.rest, *left_out]
-    text = "\n\n".join([*map(markdown, grids), _summary(found, rest)])
     sources = [run for run in found.runs if run.stage == "source"]
-    if sources:
-        grids.append(source_grid(sources))
+    shown = [*grids, source_grid(sources)] if sources else grids
+    pictures: dict[str, str] = {}
     with written(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        pictures = plot_all(out, groups, sources, found.profiles)
-    write_atomically(out / "report.md", _page(grids, pictures, _summary(found, rest)).encode())
-    write_atomically(out / "report.tex", latex(grids).encode())
+        if find_spec("matplotlib"):
+            pictures = plot_all(out, groups, sources, found.profiles)
+        else:
+            rest.append("no pictures: matplotlib is not installed (pip install matplotlib)")
+    write_atomically(out / "report.md", _page(shown, pictures, _summary(found, rest)).encode())
+    write_atomically(out / "report.tex", latex(shown).encode())
     write_atomically(out / "report.csv", csv_text(scores).encode())
+    text = "\n\n".join([*map(markdown, shown), _summary(found, rest)])
     return f"{text}\n\nwritten into {out}: report.md, report.tex, report.csv{''.join(f', {name}' for name in pictures)}"
 
 

@@ -1,7 +1,6 @@
 """Runs as they lie in folders: finished, unfinished, damaged, or none of ours. Of a run its text files are read."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,8 @@ from typing import Any
 
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.planning.cluster import PROFILE
+from bmtpt_ds.experiments.reporting.records import is_profile, read_lines, read_results, read_sections
 from bmtpt_ds.run_files import CONFIG, METRICS, RESULTS, RUNS, Foreign, read_config
-
-_KEYS = ("method", "model", "seed", "shots", "rows_processed", "tasks")  # of results.json, that a report needs
-_TASK_KEYS = ("metric", "score", "metrics", "majority", "rows")
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def _read_file(file: Path, found: Found) -> None:
         values = None
     if isinstance(values, dict) and values.get("format") == PROFILE:
         profiles = values.get("profiles")
-        if isinstance(profiles, list) and all(_is_profile(profile) for profile in profiles):
+        if isinstance(profiles, list) and all(is_profile(profile) for profile in profiles):
             found.profiles += profiles
         else:
             found.damaged.append(f"{file}: damaged: a profile, but not a whole one")
@@ -152,21 +149,12 @@ def _read_file(file: Path, found: Found) -> None:
     found.foreign.append(f"{file}: neither a run's folder nor a JSON of `bmtpt profile`{mend}")
 
 
-def _is_profile(profile: Any) -> bool:
-    """Whether it has what a report takes of a profile."""
-    if not isinstance(profile, dict) or not isinstance(profile.get("model"), str):
-        return False
-    stages = profile.get("stages")
-    source = stages.get("source", {}) if isinstance(stages, dict) else None
-    return isinstance(source, dict) and isinstance(source.get("svgd_over_backward", 0.0), int | float)
-
-
 def _read_folder(folder: Path, found: Found) -> bool:
     """Reads what may be a run into `found`; whether it was one, in whatever state."""
     if _is_foreign(folder):
         return False
     try:
-        config = _read_sections(folder / CONFIG)
+        config = read_sections(folder / CONFIG)
     except UserError as error:
         found.damaged.append(f"{folder}: damaged: {str(error).removeprefix(f'{folder}/')}")
         return True
@@ -177,25 +165,12 @@ def _read_folder(folder: Path, found: Found) -> bool:
         _tell_unfinished(folder, config["source" if stage == "source" else "target"], several, found)
     elif not several:  # a summary of runs side by side stands above their own results, which count
         try:
-            found.runs.append(Run(folder, stage, config, particles, _read_results(results)))
+            found.runs.append(Run(folder, stage, config, particles, read_results(results)))
         except UserError as error:
             found.damaged.append(f"{folder}: damaged: {error}")
     elif not (folder / RUNS).is_dir():
         found.damaged.append(f"{folder}: damaged: {RUNS}/ with the runs side by side is missing")
     return True
-
-
-def _read_sections(file: Path) -> dict[str, Any]:
-    """As `read_config`, of a whole recipe.
-
-    Raises:
-        UserError: a section is missing too.
-    """
-    config = read_config(file)
-    for section in ("model", "source", "target", "run"):
-        if not isinstance(config.get(section), dict):
-            raise UserError(f"{file}: no section {section!r}")
-    return config
 
 
 def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -> None:
@@ -214,63 +189,6 @@ def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -
 
 def _is_several(folder: Path) -> bool:
     try:
-        return _read_sections(folder / CONFIG)["target"].get("seeds") is not None
+        return read_sections(folder / CONFIG)["target"].get("seeds") is not None
     except UserError:
         return False
-
-
-def _read_results(file: Path) -> dict[str, Any]:
-    """A run's results.json.
-
-    Raises:
-        UserError: unreadable, no JSON, a key missing, a score that is no number.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{RESULTS} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{RESULTS} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{RESULTS} is no object")
-    missing = [key for key in _KEYS if key not in values]
-    if missing:
-        raise UserError(f"{RESULTS} has no {missing[0]!r}")
-    for name, kind in (("method", str), ("model", str), ("seed", int), ("tasks", dict), ("rows_processed", dict)):
-        if not isinstance(values[name], kind):
-            raise UserError(f"{RESULTS}: {name!r} is {values[name]!r}")
-    if not all(isinstance(values["rows_processed"].get(stage), int) for stage in ("source", "target")):
-        raise UserError(f"{RESULTS}: 'rows_processed' lacks a stage")
-    for task, scores in values["tasks"].items():
-        _check_task(task, scores)
-    return values
-
-
-def _check_task(task: str, scores: Any) -> None:
-    missing = [key for key in _TASK_KEYS if not isinstance(scores, dict) or key not in scores]
-    if missing:
-        raise UserError(f"{RESULTS}: {task} has no {missing[0]!r}")
-    metrics = scores["metrics"]
-    numbers = {"score": scores["score"], "majority": scores["majority"], **(metrics if metrics else {})}
-    strange = [
-        name for name, value in numbers.items() if not isinstance(value, int | float) or not math.isfinite(value)
-    ]
-    if strange:
-        raise UserError(f"{RESULTS}: {strange[0]} of {task} is {numbers[strange[0]]!r}")
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The sound lines of a metrics.jsonl; none where there is no such file."""
-    try:
-        texts = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    lines = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # torn by a kill
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines

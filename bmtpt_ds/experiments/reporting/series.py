@@ -5,12 +5,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bmtpt_ds.errors import UserError
-from bmtpt_ds.experiments.reporting.groups import Group
+from bmtpt_ds.experiments.reporting.groups import Group, parameters
 from bmtpt_ds.experiments.reporting.paper import paper_rows
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.statistics import Cell, mean_over_tasks
-from bmtpt_ds.model.shapes import architecture_by_name
 
 
 class Curve(NamedTuple):
@@ -78,16 +76,6 @@ def _curves(series: dict[str, list[tuple[float, Group]]]) -> list[Curve]:
             cells = [mean_over_tasks([group.scores(task) for task in sorted(tasks)]) for _, group in points]
             curves.append(Curve(label, places, cells, sorted(tasks)))
     return curves
-
-
-def parameters(model: str) -> int | None:
-    """Of a published T5 or a folder; None where it is neither."""
-    for name in (model, Path(model).name):  # the folder may be on another machine
-        try:
-            return architecture_by_name(name).parameters
-        except UserError:
-            continue
-    return None
 
 
 class Share(NamedTuple):

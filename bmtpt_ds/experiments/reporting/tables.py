@@ -11,6 +11,7 @@ from bmtpt_ds.experiments.reporting.paper import COLA, PaperRow, benchmarks, pap
 from bmtpt_ds.experiments.reporting.statistics import Cell, Difference, mean_over_tasks, paired_difference
 
 OTHER = "Other tasks"
+_SHORT = {"accuracy": "acc.", "matthews": "Matthews"}
 BASELINE_METHOD = "prompt_tuning"
 
 
@@ -23,9 +24,10 @@ class Column(NamedTuple):
 
     @property
     def heading(self) -> str:
-        if not self.task:
-            return f"mean (CoLA: {self.metric})" if self.metric else "mean"
-        return f"{self.task} ({self.metric})" if self.doubled else self.task
+        name = self.task or "mean"
+        if self.doubled or (self.metric and not self.task):
+            return f"{name} ({_SHORT.get(self.metric, self.metric)})"
+        return name
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
     if COLA in tasks:
         notes.append(
             "CoLA stands in two columns: in the paper BMTPT's row is accuracy and the quoted rows beside it are "
-            "Matthews correlation, so that its averages over GLUE cannot be compared; compare within a column."
+            "Matthews correlation, so that their averages over GLUE cannot be compared; compare within a column. "
+            "The means stand in two columns likewise."
         )
     for task in tasks:
         rows = sorted({run.tasks[task]["rows"] for group in groups for run in group.runs if task in run.tasks})

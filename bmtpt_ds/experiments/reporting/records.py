@@ -1,0 +1,91 @@
+"""What a report takes of the files of runs and profiles, looked over: whoever reads it need not doubt it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.run_files import RESULTS, read_config
+
+_KEYS = ("method", "model", "seed", "shots", "rows_processed", "tasks")  # of results.json, that a report needs
+_TASK_KEYS = ("metric", "score", "metrics", "majority", "rows")
+
+
+def read_sections(file: Path) -> dict[str, Any]:
+    """As `read_config`, of a whole recipe.
+
+    Raises:
+        UserError: a section is missing too.
+    """
+    config = read_config(file)
+    for section in ("model", "source", "target", "run"):
+        if not isinstance(config.get(section), dict):
+            raise UserError(f"{file}: no section {section!r}")
+    return config
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """A run's results.json.
+
+    Raises:
+        UserError: unreadable, no JSON, a key missing, a score that is no number.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{RESULTS} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{RESULTS} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{RESULTS} is no object")
+    missing = [key for key in _KEYS if key not in values]
+    if missing:
+        raise UserError(f"{RESULTS} has no {missing[0]!r}")
+    for name, kind in (("method", str), ("model", str), ("seed", int), ("tasks", dict), ("rows_processed", dict)):
+        if not isinstance(values[name], kind):
+            raise UserError(f"{RESULTS}: {name!r} is {values[name]!r}")
+    if not all(isinstance(values["rows_processed"].get(stage), int) for stage in ("source", "target")):
+        raise UserError(f"{RESULTS}: 'rows_processed' lacks a stage")
+    for task, scores in values["tasks"].items():
+        _check_task(task, scores)
+    return values
+
+
+def _check_task(task: str, scores: Any) -> None:
+    missing = [key for key in _TASK_KEYS if not isinstance(scores, dict) or key not in scores]
+    if missing:
+        raise UserError(f"{RESULTS}: {task} has no {missing[0]!r}")
+    metrics = scores["metrics"]
+    numbers = {"score": scores["score"], "majority": scores["majority"], **(metrics if metrics else {})}
+    strange = [
+        name for name, value in numbers.items() if not isinstance(value, int | float) or not math.isfinite(value)
+    ]
+    if strange:
+        raise UserError(f"{RESULTS}: {strange[0]} of {task} is {numbers[strange[0]]!r}")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The sound lines of a metrics.jsonl; none where there is no such file."""
+    try:
+        texts = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    lines = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # torn by a kill
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
+
+
+def is_profile(profile: Any) -> bool:
+    """Whether it has what a report takes of a profile."""
+    if not isinstance(profile, dict) or not isinstance(profile.get("model"), str):
+        return False
+    stages = profile.get("stages")
+    source = stages.get("source", {}) if isinstance(stages, dict) else None
+    return isinstance(source, dict) and isinstance(source.get("svgd_over_backward", 0.0), int | float)
