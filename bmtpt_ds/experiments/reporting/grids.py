@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bmtpt_ds.experiments.reporting.runs import Run
+from bmtpt_ds.experiments.reporting.series import metric_lines
 from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES
 from bmtpt_ds.experiments.reporting.tables import Column, Comparison, Row, Section
 
@@ -74,11 +75,17 @@ def source_grid(runs: Sequence[Run]) -> Grid:
     header = ["run", "method", "model", "seed", "particles", "steps", "rows processed", "last loss", "of particles"]
     rows = []
     for run in runs:
-        source, last = run.config["source"], next((line for line in reversed(run.lines) if line.get("losses")), {})
-        losses = [loss for loss in last.get("losses", ()) if loss is not None]
-        loss = NONE if last.get("loss") is None else f"{last['loss']:.3f}"
-        between = f"{min(losses):.3f} to {max(losses):.3f}" if losses else NONE
-        row = [str(run.path), run.method, run.model, str(run.seed), str(source.get("particles", NONE))]
-        rows.append([*row, f"{source.get('steps', NONE):,}", f"{run.rows_processed[0]:,}", loss, between])
+        source, lines = run.config["source"], metric_lines(run, "loss", "losses")
+        loss = between = NONE
+        if lines:
+            _, mean, losses = lines[-1]
+            loss, between = f"{mean:.3f}", f"{min(losses):.3f} to {max(losses):.3f}"
+        counts = [_count(source.get(key)) for key in ("particles", "steps")]
+        row = [str(run.path), run.method, run.model, str(run.seed), *counts]
+        rows.append([*row, _count(run.rows_processed[0]), loss, between])
     notes = ["Loss: mean since the line of the log before the last, over tasks and particles; then the particles' own."]
     return Grid("Source stages", header, rows, notes)
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else NONE

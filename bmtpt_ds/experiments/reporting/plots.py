@@ -86,8 +86,14 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
+def _of_particles(run: Run) -> list[tuple]:
+    """Steps and losses of as many particles as the last line has."""
+    lines = metric_lines(run, "losses")
+    return [line for line in lines if len(line[1]) == len(lines[-1][1])]
+
+
 def _losses(runs: Sequence[Run]):
-    curves = [(name, _thinned(metric_lines(run, "losses"))) for name, run in zip(_names(runs), runs, strict=True)]
+    curves = [(name, _thinned(_of_particles(run))) for name, run in zip(_names(runs), runs, strict=True)]
     curves = [(name, points) for name, points in curves if len(points) > 1]
     if not curves:
         return None

@@ -42,7 +42,14 @@ def read_results(file: Path) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in values]
     if missing:
         raise UserError(f"{RESULTS} has no {missing[0]!r}")
-    for name, kind in (("method", str), ("model", str), ("seed", int), ("tasks", dict), ("rows_processed", dict)):
+    for name, kind in (
+        ("method", str),
+        ("model", str),
+        ("seed", int),
+        ("shots", int | None),
+        ("tasks", dict),
+        ("rows_processed", dict),
+    ):
         if not isinstance(values[name], kind):
             raise UserError(f"{RESULTS}: {name!r} is {values[name]!r}")
     if not all(isinstance(values["rows_processed"].get(stage), int) for stage in ("source", "target")):
@@ -57,10 +64,10 @@ def _check_task(task: str, scores: Any) -> None:
     if missing:
         raise UserError(f"{RESULTS}: {task} has no {missing[0]!r}")
     metrics = scores["metrics"]
-    numbers = {"score": scores["score"], "majority": scores["majority"], **(metrics if metrics else {})}
-    strange = [
-        name for name, value in numbers.items() if not isinstance(value, int | float) or not math.isfinite(value)
-    ]
+    if not isinstance(metrics, dict) or scores["metric"] not in metrics:
+        raise UserError(f"{RESULTS}: metrics of {task} is {metrics!r}")
+    numbers = {**metrics, "score": scores["score"], "majority": scores["majority"], "rows": scores["rows"]}
+    strange = [name for name, value in numbers.items() if not (isinstance(value, int | float) and math.isfinite(value))]
     if strange:
         raise UserError(f"{RESULTS}: {strange[0]} of {task} is {numbers[strange[0]]!r}")
 
