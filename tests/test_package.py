@@ -42,6 +42,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 def test_wheel_holds_code_recipes_and_jsons(wheel):
     names = set(wheel.namelist())
     ours = [*(ROOT / "bmtpt_ds").rglob("*.py"), *(ROOT / "bmtpt_ds/recipes").rglob("*.yaml")]
+    ours += (ROOT / "bmtpt_ds/experiments/reporting").glob("*.yaml")
     assert {str(path.relative_to(ROOT)) for path in ours} <= names
     assert "bmtpt_ds/recipes/made/up.yaml" in names
     assert {f"bmtpt_ds/ds_configs/{path.name}" for path in (ROOT / "ds_configs").glob("*.json")} <= names

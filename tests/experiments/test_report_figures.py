@@ -177,7 +177,7 @@ def test_the_source_run_says_what_the_particles_are(tmp_path: Path) -> None:
     source_run(tmp_path / "five")
     for name in ("ten", "five"):
         adapt_run(tmp_path / f"rte-{name}", {"rte": 60.0}, particles=str(tmp_path / name))
-    assert {group.label for group in groups_in(tmp_path)} == {"bmtpt", "bmtpt/particles=10"}
+    assert {group.label for group in groups_in(tmp_path)} == {"bmtpt", "bmtpt/source.particles=10"}
 
 
 def test_the_same_run_twice_counts_once_and_is_named(tmp_path: Path) -> None:
@@ -263,6 +263,30 @@ def test_curves_are_over_the_tasks_that_all_places_have(tmp_path: Path) -> None:
     assert sizes.label == "bmtpt, all rows"
     assert [cell.mean for cell in sizes.cells] == [90, 95]
     assert sizes.places == [222_903_552, 737_668_096]
+
+
+def test_what_else_differs_along_a_curve_is_said(tmp_path: Path) -> None:
+    for shots, rate in ((4, 0.1), (16, 0.3)):
+        adapt_run(tmp_path / f"{shots}", {"rte": 50.0}, shots=shots, settings={"target.lr_full": rate})
+    groups = groups_in(tmp_path)
+    assert [group.label for group in groups] == ["bmtpt", "bmtpt"]
+    assert [curve.differing for curve in shot_curves(groups)] == [["lr_full"]]
+    (section,) = sections(groups)
+    assert "bmtpt: between models and shots its recipe differs in lr_full too." in section.notes
+
+
+def test_models_of_two_families_are_two_curves(tmp_path: Path) -> None:
+    for model in ("google-t5/t5-base", "google/flan-t5-large", "google/flan-t5-xl", "mine/of-no-known-size"):
+        adapt_run(tmp_path / model, {"rte": 50.0}, model=model)
+    (curve,) = size_curves(groups_in(tmp_path))
+    assert curve.label == "bmtpt, 16 shots, flan-t5"
+
+
+def test_scores_on_different_rows_are_said_to_be(tmp_path: Path) -> None:
+    adapt_run(tmp_path / "a", {"rte": 50.0}, rows=100)
+    adapt_run(tmp_path / "b", {"rte": 50.0}, rows=2000, seed=1)
+    (section,) = sections(groups_in(tmp_path))
+    assert section.notes == ["rte: scored on different rows (100 and 2,000); its figures cannot be compared."]
 
 
 def test_share_of_svgd_is_the_median_without_the_first_line(tmp_path: Path) -> None:

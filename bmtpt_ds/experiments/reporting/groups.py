@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class Group:
             return {seed: scores["score"] for seed, scores in found.items()}
         return {seed: scores["metrics"][metric] for seed, scores in found.items() if metric in scores["metrics"]}
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The keys of its recipe that may change scores, flat; seeds and tasks are not among them."""
+        return _settings(self.runs[0])
+
     @property
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(task for run in self.runs for task in run.tasks))
@@ -74,6 +80,17 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     return groups, lines
 
 
+def differing(groups: Sequence[Group]) -> list[str]:
+    """The keys of their recipes in which groups differ, beside the model and the number of shots."""
+    return [_short(key, _defaults()) for key in _differing([group.settings for group in groups])]
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    defaults = _defaults()
+    keys = dict.fromkeys(key for of_one in settings for key in of_one)
+    return [key for key in keys if len({repr(s.get(key, defaults.get(key))) for s in settings}) > 1]
+
+
 def _place(base: tuple) -> tuple:
     """Where a method's runs stand: small models first, few shots first, those with a posterior first."""
     (model, shots, method, scratch), runs = base
@@ -94,11 +111,10 @@ def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _by_variant(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> dict[str, list[Run]]:
     defaults = _defaults()
-    keys = dict.fromkeys(key for of_run in settings for key in of_run)
-    differing = [key for key in keys if len({repr(s.get(key, defaults.get(key))) for s in settings}) > 1]
+    keys = _differing(settings)
     found: dict[str, list[Run]] = {}
     for run, of_run in zip(runs, settings, strict=True):
-        own = {key: of_run[key] for key in differing if key in of_run and of_run[key] != defaults.get(key)}
+        own = {key: of_run[key] for key in keys if key in of_run and of_run[key] != defaults.get(key)}
         found.setdefault(", ".join(f"{_short(k, defaults)}={_text(v)}" for k, v in own.items()), []).append(run)
     return found
 
@@ -166,6 +182,7 @@ def flattened(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
+@cache
 def _defaults() -> dict[str, Any]:
     return flattened(Recipe().model_dump(mode="json"))
 
@@ -173,7 +190,8 @@ def _defaults() -> dict[str, Any]:
 def _short(key: str, known: Iterable[str]) -> str:
     """The key's last part, where no other key of a recipe ends so."""
     last = key.rpartition(".")[2]
-    return last if sum(name.rpartition(".")[2] == last for name in known) <= 1 else key
+    alike = [name for name in (*known, "particles") if name.rpartition(".")[2] == last]  # --particles is one of them
+    return last if len(alike) <= 1 else key
 
 
 def _text(value: Any) -> str:

@@ -20,6 +20,7 @@ from bmtpt_ds.experiments.reporting.series import (
 _COLOURS = ("#1f6fb4", "#e08a1e", "#3a9a5b", "#7b4ea3", "#c0392b", "#8a6d3b", "#4fb3bf", "#8a8a8a")
 MOST_RUNS = 6  # source stages in a picture
 _DPI = 110
+_LONGEST = 70  # characters of a curve's name
 _MOST_POINTS = 2000  # of a curve: no screen shows more
 
 
@@ -115,7 +116,7 @@ def _losses(runs: Sequence[Run]):
 def _whole_steps():
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=5, integer=True)
+    return MaxNLocator(nbins=4, integer=True)
 
 
 def _svgd(runs: Sequence[Run]):
@@ -160,7 +161,7 @@ def _sizes(groups: Sequence[Group]):
         return None
     figure, (panel,) = _panels(1, across=1, height=4.8)
     _draw_curves(panel, curves)
-    whole = next((curve for curve in curves if curve.label == "bmtpt, all rows"), None)
+    whole = next((curve for curve in curves if curve.label in ("bmtpt, all rows", "bmtpt, all rows, t5")), None)
     paper = paper_size_curve(whole.tasks) if whole else None
     if paper:
         panel.plot(
@@ -187,13 +188,17 @@ def _draw_curves(panel, curves: Sequence[Curve]) -> None:
 
 
 def _label(curve: Curve) -> str:
-    return f"{curve.label} ({len(curve.tasks)} task{'s' * (len(curve.tasks) > 1)})"
+    """What the legend says; too long a variant loses its middle, the tables have it whole."""
+    name = curve.label if len(curve.label) <= _LONGEST else f"{curve.label[: _LONGEST - 20]}...{curve.label[-17:]}"
+    also = f"; differing {', '.join(curve.differing[:3])}{', ...' * (len(curve.differing) > 3)}" * bool(curve.differing)
+    return f"{name} ({len(curve.tasks)} task{'s' * (len(curve.tasks) > 1)}{also})"
 
 
 def _legend_below(figure, panel) -> None:
     handles, labels = panel.get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 44 else 2
-    figure.legend(handles, labels, frameon=False, fontsize=9, ncols=columns, loc="outside lower center")
+    figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(labels) // columns) - 1))
+    figure.legend(handles, labels, frameon=False, fontsize=9, ncols=columns, handlelength=3, loc="outside lower center")
 
 
 def _shares(runs: Sequence[Run], profiles: Sequence[dict]):

@@ -8,7 +8,8 @@ from typing import Any
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.run_files import RESULTS, read_config
 
-_KEYS = ("method", "model", "seed", "shots", "rows_processed", "tasks")  # of results.json, that a report needs
+# of results.json, what a report needs
+_KINDS = {"method": str, "model": str, "seed": int, "shots": int | None, "rows_processed": dict, "tasks": dict}
 _TASK_KEYS = ("metric", "score", "metrics", "majority", "rows")
 
 
@@ -39,17 +40,10 @@ def read_results(file: Path) -> dict[str, Any]:
         raise UserError(f"{RESULTS} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{RESULTS} is no object")
-    missing = [key for key in _KEYS if key not in values]
+    missing = [key for key in _KINDS if key not in values]
     if missing:
         raise UserError(f"{RESULTS} has no {missing[0]!r}")
-    for name, kind in (
-        ("method", str),
-        ("model", str),
-        ("seed", int),
-        ("shots", int | None),
-        ("tasks", dict),
-        ("rows_processed", dict),
-    ):
+    for name, kind in _KINDS.items():
         if not isinstance(values[name], kind):
             raise UserError(f"{RESULTS}: {name!r} is {values[name]!r}")
     if not all(isinstance(values["rows_processed"].get(stage), int) for stage in ("source", "target")):

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bmtpt_ds.experiments.reporting.groups import Group, parameters
+from bmtpt_ds.experiments.reporting.groups import Group, differing, parameters
 from bmtpt_ds.experiments.reporting.paper import paper_rows
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.statistics import Cell, mean_over_tasks
@@ -18,6 +18,7 @@ class Curve(NamedTuple):
     places: list[float]  # shots, or parameters of the model
     cells: list[Cell]
     tasks: list[str]  # that the means are over: those that every place has
+    differing: Sequence[str] = ()  # keys of the recipe in which the places differ too
 
 
 def metric_lines(run: Run, *keys: str) -> list[tuple]:
@@ -42,14 +43,17 @@ def shot_curves(groups: Sequence[Group]) -> list[Curve]:
 
 
 def size_curves(groups: Sequence[Group]) -> list[Curve]:
-    """Scores against the model's parameters, for every method and number of shots with at least two known sizes."""
-    series: dict[str, list[tuple[float, Group]]] = {}
+    """Scores against the model's parameters, for every method, number of shots and family of models (t5, flan-t5, ...)
+    with at least two known sizes."""
+    series: dict[tuple[str, str], list[tuple[float, Group]]] = {}
     for group in groups:
         size = parameters(group.runs[0].results["model"])
         if size is not None:
             shots = "all rows" if group.shots is None else f"{group.shots} shots"
-            series.setdefault(f"{group.label}, {shots}", []).append((size, group))
-    return _curves(series)
+            family = group.model.rpartition("-")[0]
+            series.setdefault((f"{group.label}, {shots}", family), []).append((size, group))
+    several = len({family for _, family in series}) > 1
+    return _curves({f"{label}, {family}" if several else label: s for (label, family), s in series.items()})
 
 
 def paper_size_curve(tasks: Sequence[str]) -> Curve | None:
@@ -74,7 +78,7 @@ def _curves(series: dict[str, list[tuple[float, Group]]]) -> list[Curve]:
         tasks = set.intersection(*(set(group.tasks) for _, group in points))
         if len(set(places)) > 1 and len(set(places)) == len(places) and tasks:
             cells = [mean_over_tasks([group.scores(task) for task in sorted(tasks)]) for _, group in points]
-            curves.append(Curve(label, places, cells, sorted(tasks)))
+            curves.append(Curve(label, places, cells, sorted(tasks), differing([group for _, group in points])))
     return curves
 
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bmtpt_ds.errors import UserError, nearest
-from bmtpt_ds.experiments.reporting.groups import SCRATCH, Group
+from bmtpt_ds.experiments.reporting.groups import SCRATCH, Group, differing
 from bmtpt_ds.experiments.reporting.paper import COLA, PaperRow, benchmarks, paper_rows
 from bmtpt_ds.experiments.reporting.statistics import Cell, Difference, mean_over_tasks, paired_difference
 
@@ -167,6 +167,9 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
         if len(rows) > 1:
             counts = " and ".join(f"{count:,}" for count in rows)
             notes.append(f"{task}: scored on different rows ({counts}); its figures cannot be compared.")
+    for label in dict.fromkeys(group.label for group in groups):
+        if keys := differing([group for group in groups if group.label == label]):
+            notes.append(f"{label}: between models and shots its recipe differs in {', '.join(keys)} too.")
     for model in dict.fromkeys(group.model for group in groups):
         names = sorted({run.results["model"] for g in groups if g.model == model for run in g.runs})
         if len(names) > 1:
