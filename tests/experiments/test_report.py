@@ -164,7 +164,7 @@ def test_report_of_a_folder(folder: Path, tmp_path: Path, capsys) -> None:
     for text in (said, page):
         assert re.search(r"\| ours +\| bmtpt +\| t5-base +\| +16 \| +2 \| 60.5 ± 0.7 \| +600 / 960 \|", text)
         assert re.search(r"\| bmtpt +\| bmtpt/particles=none \| t5-base \| +16 \| +1 \| +\+10.0 \| +– \|", text)
-        assert "6 finished adaptations, 1 source stages, 1 unfinished, 1 damaged, 0 foreign" in text
+        assert "finished: 6 adaptations, 1 source stage; 1 unfinished, 1 damaged, 0 foreign" in text
         assert f"- {folder}/damaged: damaged: " in text
     assert set(re.findall(r"\]\((.*?)\)", page)) == PICTURES
     assert snapshot(folder) == before
@@ -174,6 +174,13 @@ def test_what_cannot_be_drawn_is_not(tmp_path: Path) -> None:
     adapt_run(tmp_path / "run", {"rte": 70.0})
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == TABLES
+
+
+def test_source_stages_alone(tmp_path: Path, capsys) -> None:
+    source_run(tmp_path / "source", steps=200)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\| .*source \| bmtpt  \| t5-base \| +0 \| +5 \| +200 \| +2,000 \|", out)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +225,7 @@ def test_real_runs(runs, tmp_path: Path, untied_model: Path, rows: Path, capsys)
     capsys.readouterr()
     out = tmp_path / "out"
     assert main(["report", str(runs.source), str(tmp_path / "several"), str(runs.adapt), "--out", str(out)]) == 0
-    assert "5 finished adaptations, 1 source stages, 0 unfinished, 0 damaged, 0 foreign" in capsys.readouterr().out
+    assert "finished: 5 adaptations, 1 source stage; 0 unfinished, 0 damaged, 0 foreign" in capsys.readouterr().out
     drawn = {path.name for path in out.iterdir()} & PICTURES
     assert drawn == {"losses.png", "svgd.png", "svgd_share.png"}
     figures = list(csv.DictReader((out / "report.csv").open()))

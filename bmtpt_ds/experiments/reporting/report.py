@@ -13,6 +13,7 @@ from bmtpt_ds.experiments.reporting.runs import Found, find_runs
 from bmtpt_ds.experiments.reporting.tables import comparisons, sections
 from bmtpt_ds.files import check_writable, write_atomically
 
+_MOST_NAMED = 3  # in the one line of an error
 _ABOUT = (
     "Scores from 0 to 100 (correlations from -100) on the test rows, mean ± sample standard deviation over seeds. "
     "`from`: ours, these runs; majority, always the most frequent answer; paper, run by the paper's authors; quoted, "
@@ -39,7 +40,8 @@ def run_report(places: Sequence[Path], out: Path, baseline: str | None = None) -
     found = find_runs(places)
     check_writable(out, "--out")
     if not found.runs:
-        raise UserError("; ".join(["no finished run to report", *found.rest]))
+        more = f"and {len(found.rest) - _MOST_NAMED} more" if len(found.rest) > _MOST_NAMED else ""
+        raise UserError("; ".join(filter(None, ["no finished run to report", *found.rest[:_MOST_NAMED], more])))
     groups, left_out = group_runs(found.runs)
     scores = sections(groups)
     grids = [score_grid(section) for section in scores]
@@ -70,6 +72,7 @@ def _page(grids: Sequence[Grid], pictures: dict[str, str], summary: str) -> str:
 def _summary(found: Found, rest: Sequence[str]) -> str:
     """How many runs were read, and a line for everything else."""
     adapted = sum(run.stage == "adapt" for run in found.runs)
-    counts = f"{adapted} finished adaptation{'s' * (adapted != 1)}, {len(found.runs) - adapted} source stages"
-    counts += f", {len(found.unfinished)} unfinished, {len(found.damaged)} damaged, {len(found.foreign)} foreign"
+    sources = len(found.runs) - adapted
+    counts = f"finished: {adapted} adaptation{'s' * (adapted != 1)}, {sources} source stage{'s' * (sources != 1)}"
+    counts += f"; {len(found.unfinished)} unfinished, {len(found.damaged)} damaged, {len(found.foreign)} foreign"
     return "\n".join([counts, *(f"- {line}" for line in rest)])
