@@ -39,7 +39,8 @@ _LATEX_HEAD = r"""% Written by bmtpt report. Needs no packages; a tabular can be
 \begin{document}
 """
 _LATEX = {
-    **{"[": "{[}", "*": "{*}"},  # behind the end of a row they would be its options
+    "[": "{[}",
+    "*": "{*}",  # behind the end of a row they would be its options
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
