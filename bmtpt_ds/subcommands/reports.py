@@ -16,7 +16,7 @@ def add_report(parser: Parser) -> None:
         "bmtpt report runs/table2 runs/scratch profile.json --baseline bmtpt/particles=none --out report",
     )
     command.description += (
-        " Writes report.md, report.tex, report.csv and PNGs, replacing those of an earlier report. Reads config.yaml, "
+        " Writes report.md, report.tex, report.csv and PNGs, replacing files of these names. Reads config.yaml, "
         "metrics.jsonl and results.json of runs, nothing else; no torch and no GPU is needed. Runs that are not "
         "finished, or damaged, are named."
     )
