@@ -187,6 +187,7 @@ def test_killed_in_the_middle_and_started_again(grid: Path, tmp_path: Path) -> N
     results = json.loads((out / "tiny-16/bmtpt/adapt-0/results.json").read_text())
     assert set(results["tasks"]) == {"mrpc", "rte"}
     assert f"{results['mean']:.1f}" in rows[0]
+    assert "| majority |" in (out / "report/report.md").read_text()
     third = run(command, tmp_path / "third.log")
     assert "9 of 9 finished already" in third
     assert finished(out) == after

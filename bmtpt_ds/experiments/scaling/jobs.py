@@ -8,9 +8,10 @@ from pathlib import Path
 from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.config.scale import SPECIAL, Changes, ScaleConfig
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.run_files import RESULTS
 from bmtpt_ds.stage_inputs import adaptation_runs, source_tasks
 
-RESULTS, ZERO_SHOT = "results.json", "zero_shot.json"
+ZERO_SHOT = "zero_shot.json"  # in the run of a source stage
 # what of a recipe decides on the particles: variants that differ in nothing of it share a source stage
 _OF_SOURCE = ("method", "model", "prompt", "source", "data")
 

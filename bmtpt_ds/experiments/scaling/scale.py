@@ -7,12 +7,15 @@ from pathlib import Path
 from bmtpt_ds.config.scale import load_scale
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.launching import Place
+from bmtpt_ds.experiments.reporting.report import run_report
 from bmtpt_ds.experiments.scaling.jobs import Job, jobs_of, members_of
 from bmtpt_ds.experiments.scaling.schedule import places, run_all
 from bmtpt_ds.experiments.scaling.table import table
 from bmtpt_ds.files import check_writable
 from bmtpt_ds.quiet import say
 from bmtpt_ds.stopping import StopSignal
+
+REPORT = "report"  # the folder of `bmtpt report`'s files, in that of the runs
 
 
 def run_scale(
@@ -36,7 +39,7 @@ def run_scale(
         dry_run: only say what would be run.
 
     Returns:
-        the commands of a dry run, else a table of what is finished.
+        the commands of a dry run, else a table of what is finished, which `report` in `out` goes into.
 
     Raises:
         UserError: a mistake in the recipe or the grid; members that failed, after all others have ended.
@@ -54,6 +57,9 @@ def run_scale(
     with StopSignal() as stop:
         failed = run_all(jobs, where, stop)
     text = table(jobs)
+    if any(job.finished for job in jobs if job.stage == "adapt"):
+        run_report([out], out / REPORT)
+        text += f"\ntables by task, differences, pictures: {out / REPORT}"
     if failed:
         say(text)
         first = next(iter(failed))

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.experiments.reporting.groups import parameters
+from bmtpt_ds.experiments.reporting.records import read_lines
 from bmtpt_ds.experiments.scaling.jobs import ZERO_SHOT, Job
-from bmtpt_ds.model.shapes import architecture_by_name
 from bmtpt_ds.progress import readable_bytes, short_time
-
-_METRICS = "metrics.jsonl"
+from bmtpt_ds.run_files import METRICS
 
 
 def table(jobs: Sequence[Job]) -> str:
@@ -31,7 +30,7 @@ def table(jobs: Sequence[Job]) -> str:
             row.append(_spread([score for job in of_group if (score := _zero_shot(job)) is not None]))
         row.append(_spread([_score(job.outcome) for job in of_group]))
         for stages in ([job.needs for job in of_group if job.needs], of_group):
-            row += _costs([job.outcome.parent / _METRICS for job in stages])
+            row += _costs([job.outcome.parent / METRICS for job in stages])
         rows.append(row)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -55,14 +54,12 @@ def _spread(values: Sequence[float]) -> str:
 
 def _costs(files: Sequence[Path]) -> list[str]:
     """Median seconds of a step and the greatest memory in the runs' metrics."""
-    lines = [json.loads(line) for file in files if file.is_file() for line in file.read_text().splitlines()]
+    lines = [line for file in files for line in read_lines(file)]
     seconds = [line["seconds"] for line in lines if line.get("seconds") and line["step"] > 1]
     memory = [line["peak_memory"] for line in lines if line.get("peak_memory")]
     return [short_time(median(seconds)) if seconds else "-", readable_bytes(max(memory)) if memory else "-"]
 
 
 def _parameters(model: str) -> str:
-    try:
-        return f"{architecture_by_name(model).parameters / 1e6:,.0f} M"
-    except UserError:  # a name on the hub that is not one of the published
-        return "-"
+    size = parameters(model)
+    return f"{size / 1e6:,.1f} M" if size else "-"
