@@ -11,7 +11,7 @@ from bmtpt_ds.commands.text_lines import end_output
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, print_line, quieten
 from bmtpt_ds.stopping import Stopped
-from bmtpt_ds.subcommands import experiments, inputs, reports, stages
+from bmtpt_ds.subcommands import experiments, inputs, reports, sharing, stages
 
 _EPILOG = (
     "Example:\n  bmtpt source --config first_run --run-dir runs/source\n\n"
@@ -75,6 +75,8 @@ def command_line() -> Parser:
         stages.add_adapt,
         stages.add_evaluate,
         stages.add_predict,
+        sharing.add_export,
+        sharing.add_import,
         inputs.add_prepare,
         inputs.add_check,
         inputs.add_tasks,

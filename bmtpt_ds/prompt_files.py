@@ -1,7 +1,8 @@
 """particles.safetensors and prompt.safetensors: what a run leaves for others, and which backbone it belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,8 +25,13 @@ def write_particles(folder: Path, session: Session, particles: torch.Tensor, tas
 def write_prompt(folder: Path, session: Session, prompt: ComposedPrompt, tasks: list[str], processed: dict) -> None:
     """Writes the target prompts of a run of `adapt`; `tasks` in the order of the prompts."""
     about = session.identity() | {"tasks": tasks, "rows_processed": processed}
+    write_tensors(folder / PROMPT, prompt_tensors(prompt, tasks), about)
+
+
+def prompt_tensors(prompt: ComposedPrompt, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a prompt.safetensors holds; `tasks` in the order of the prompts."""
     own = {f"{task}.{name}": getattr(prompt, name)[k] for k, task in enumerate(tasks) for name in ("a", "b")}
-    write_tensors(folder / PROMPT, {"full": prompt.full} | own, about)
+    return {"full": prompt.full} | own
 
 
 def read_particles(name: str) -> Stored:
@@ -99,7 +105,12 @@ def check_belongs(stored: Stored, session: Session) -> None:
     Raises:
         UserError: other weights, another tokenizer, other shapes.
     """
-    theirs, ours = stored.state, session.identity()
+    check_identity(stored, session.identity())
+
+
+def check_identity(stored: Stored, ours: Mapping[str, Any]) -> None:
+    """As `check_belongs`, of a backbone of which no more is known than `Session.identity` tells."""
+    theirs = stored.state
     for key, name in _OF_A_MODEL:
         if theirs.get(key) != ours[key]:
             raise UserError(

@@ -109,7 +109,7 @@ class RunDirectory:
             )
 
     def _config_text(self) -> str:
-        return yaml.safe_dump(self._about, sort_keys=False) + self.recipe.to_yaml()
+        return config_text(self._about, self.recipe)
 
     def open(self) -> None:
         """Makes the directory, takes its lock, removes what --overwrite gives up, writes the resolved recipe."""
@@ -137,6 +137,11 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints.folder):
             for leftover in folder.glob(TEMPORARY):  # of a run that was killed
                 leftover.unlink(missing_ok=True)
+
+
+def config_text(about: dict[str, str], recipe: Recipe) -> str:
+    """What stands in a run's config.yaml; `about` as in `RunDirectory`."""
+    return yaml.safe_dump(about, sort_keys=False) + recipe.to_yaml()
 
 
 def take_lock(folder: Path, what: str) -> IO | None:

@@ -183,6 +183,8 @@ def run_evaluate(
     """
     own = recipe.target.tasks if trained == "adapt" else recipe.source.tasks
     names = list(task_names) or own
+    if not names:
+        raise UserError(f"{prompt_dir}: its prompt is of no task that is known; say with --task which to score")
     tasks = [get_task(name, recipe.data.tasks) for name in names]
     strange = [name for name in names if trained == "adapt" and name not in own]
     if strange:

@@ -101,10 +101,10 @@ def _asked(runs: Sequence[Run], names: Sequence[str]) -> list[Asked]:
 
 
 def _default_tasks(run: Run) -> list[str]:
-    if run.stage == "source" and len(run.tasks) > 1:
+    if run.stage == "source" and len(run.tasks) != 1:
         raise UserError(
             f"--prompt {run.folder}: a run of `bmtpt source`, whose prompt is of no single task: say with --task how "
-            f"a text is to be read (its own tasks: {', '.join(run.tasks)})"
+            f"a text is to be read (its own tasks: {', '.join(run.tasks) or 'not known'})"
         )
     return run.tasks
 

@@ -7,10 +7,8 @@ needs no network and neither tokenises nor cuts anything; `bmtpt_ds.data.prepare
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,13 +27,13 @@ from bmtpt_ds.data.prepared import (
 from bmtpt_ds.data.rows import Row
 from bmtpt_ds.data.splits import Splits
 from bmtpt_ds.data.tokens import RowEncoder, load_tokenizer, tokenizer_digest
-from bmtpt_ds.errors import UserError, written
-from bmtpt_ds.files import check_writable, write_atomically
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.files import write_atomically
+from bmtpt_ds.folders import check_out, draft_of
 from bmtpt_ds.hub import find_tokenizer
 from bmtpt_ds.model_folder import local_folder
 from bmtpt_ds.progress import readable_bytes
 from bmtpt_ds.quiet import is_first_rank, say
-from bmtpt_ds.run_directory import take_lock
 from bmtpt_ds.stage_inputs import every_task, read_splits
 from bmtpt_ds.tasks import Task
 
@@ -63,7 +61,7 @@ def run_prepare(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     for task in tasks:
         encoder.check_answers(task)
     splits = read_splits(recipe, tasks)
-    with _draft(out) as draft:
+    with draft_of(out) as draft:
         manifest = Manifest(
             model=recipe.model.name_or_path,
             tokenizer=tokenizer_digest(tokenizer),
@@ -98,47 +96,20 @@ def _what_else(model: str) -> str:
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuses a folder that cannot be written or whose files would be lost."""
-    check_writable(out, "--out")
-    check_writable(out.resolve().parent, "--out: the folder above it,")  # it is written beside its name, then renamed
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"--out {out}: holds files that `bmtpt prepare` has not written; give a new folder")
-    foreign = [path for path in sorted(out.rglob("*")) if not _is_own(path.relative_to(out), path)]
-    if foreign:
-        raise UserError(f"--out {out}: holds {foreign[0].name}, which `bmtpt prepare` has not written; move it away")
-    if not overwrite:
-        raise UserError(f"--out {out}: holds prepared tasks; add --overwrite, or give another folder")
+    check_out(
+        out,
+        "prepare",
+        "prepared tasks",
+        mark=lambda folder: (folder / MANIFEST).is_file(),
+        own=_is_own,
+        overwrite=overwrite,
+    )
 
 
 def _is_own(name: Path, path: Path) -> bool:
     if len(name.parts) == 1:
         return path.is_dir() or name.name == MANIFEST
     return len(name.parts) == 2 and name.name in _FILES and path.is_file()
-
-
-@contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write in, which takes its place at the end, and goes where something fails."""
-    real = out.resolve()
-    draft, old = (real.with_name(f".{real.name}.{what}") for what in ("preparing", "overwritten"))
-    with written(f"--out {out}"):
-        draft.mkdir(parents=True, exist_ok=True)
-        with take_lock(draft, "--out") or nullcontext():
-            try:
-                for path in draft.iterdir():  # of a run that was killed
-                    shutil.rmtree(path) if path.is_dir() else path.name == ".lock" or path.unlink()
-                yield draft
-                (draft / ".lock").unlink()
-                shutil.rmtree(old, ignore_errors=True)
-                if real.is_dir() and any(real.iterdir()):
-                    real.rename(old)
-                draft.rename(real)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
 # --- a task ----------------------------------------------------------------------------------------------------------

@@ -77,6 +77,13 @@ class CheckpointReader:
             except SafetensorError as error:
                 raise UserError(f"{file}: {stored} cannot be read ({error}); copy the model folder again") from None
 
+    def read_shaped(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """As `read`, of a tensor that config.json wants in that shape."""
+        stored = self.read(name)
+        if tuple(stored.shape) != shape:
+            raise UserError(f"{self.folder}: {name} is {tuple(stored.shape)} but config.json says {shape}")
+        return stored
+
     def has_own_head(self) -> bool:
         """Whether the output head differs from the input embedding (flan-t5, t5-v1.1), not whether a flag says so."""
         return HEAD in self and not torch.equal(self.read(HEAD), self.read(SHARED))

@@ -12,7 +12,6 @@ from transformers import T5Config
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import FREE_TEXT
-from bmtpt_ds.errors import UserError
 from bmtpt_ds.hub import find_model
 from bmtpt_ds.model.backbone import (
     Backbone,
@@ -204,7 +203,7 @@ def _fill(
     size = sum(map(_bytes, backbone.parameters()))
     with Pass("loading the model", size, shown=ranks.first, unit=readable_bytes) as progress:
         for name, parameter in backbone.named_parameters():
-            stored = ranks.first_does(lambda name=name, p=parameter: _read_checked(reader, name, p))
+            stored = ranks.first_does(lambda name=name, p=parameter: reader.read_shaped(name, _shape(p)))
             with _whole(parameter, filled_by_first=True):
                 if ranks.first:
                     cast = stored.to(dtype)
@@ -240,12 +239,9 @@ def _bytes(parameter: torch.nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
 
 
-def _read_checked(reader: CheckpointReader, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
-    stored = reader.read(name)
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    if tuple(stored.shape) != shape:
-        raise UserError(f"{reader.folder}: {name} is {tuple(stored.shape)} but config.json says {shape}")
-    return stored
+def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, wherever its parts are."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _verify(ranks: Ranks, backbone: Backbone, expected: torch.Tensor) -> None:

@@ -1,0 +1,209 @@
+"""`bmtpt import`: prompts of PEFT adapters, whoever made them, as a run's folder that the other commands take."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bmtpt_ds.checkpoint import Stored, write_tensors
+from bmtpt_ds.config import Recipe, override_recipe
+from bmtpt_ds.data.tokens import load_tokenizer, tokenizer_digest
+from bmtpt_ds.errors import UserError
+from bmtpt_ds.export.adapter import WEIGHTS_FILE, Adapter, read_adapter
+from bmtpt_ds.export.record import RECORD, Record, read_record
+from bmtpt_ds.files import write_atomically
+from bmtpt_ds.folders import check_out, draft_of
+from bmtpt_ds.hub import find_model
+from bmtpt_ds.model.identity import weights_digest
+from bmtpt_ds.model_folder import read_architecture
+from bmtpt_ds.prompt_files import check_identity, prompt_tensors
+from bmtpt_ds.quiet import is_first_rank, say, say_if_longer
+from bmtpt_ds.run_directory import CONFIG, PARTICLES, PROMPT, RESULTS, config_text
+from bmtpt_ds.session import versions
+from bmtpt_ds.tasks import get_task
+
+_FILES = {CONFIG, PARTICLES, PROMPT, RESULTS}
+
+
+def run_import(
+    folders: Sequence[Path], out: Path, names: Sequence[str], overrides: list[str], *, overwrite: bool
+) -> None:
+    """Writes `out`, a run's folder: `adapt --particles` takes every prompt of the adapters as a particle.
+
+    Where the tasks are known, because `bmtpt export` made the adapter or `names` says them, it is a run of `adapt` as
+    well, which `evaluate` and `predict` take: a MULTITASK_PROMPT_TUNING adapter's W, a and b as they are, a single
+    prompt as W with a and b at one. Without tasks, and of several adapters, it is a run of `source`. An adapter that
+    `bmtpt export` made of a whole run becomes that run again, bit for bit.
+
+    Args:
+        names: tasks, by their number; of one adapter only.
+        overrides: `key=value` texts above the recipe that `out` gets; model.name_or_path is by default what the
+            adapters name.
+
+    Raises:
+        UserError: adapters that cannot be taken, or not together, or belong to another model; nothing is written.
+    """
+    if not is_first_rank():
+        return
+    check_out(
+        out, "import", "an import", mark=lambda folder: (folder / CONFIG).is_file(), own=_is_own, overwrite=overwrite
+    )
+    adapters = [read_adapter(folder) for folder in folders]
+    records = [read_record(folder) for folder in folders]
+    record = records[0] if len(folders) == 1 else None
+    particles = _together(adapters)
+    tasks = _tasks(adapters, record, names)
+    recipe = _recipe(adapters, record, tasks, overrides, particles)
+    for name in tasks:
+        get_task(name, recipe.data.tasks)
+    identity = _identity(recipe, particles, folders[0])
+    for folder, known in zip(folders, records, strict=True):
+        if known:
+            check_identity(Stored(folder / RECORD, {}, known.state), identity)
+    state = _state(adapters, record, tasks, identity, recipe)
+    _write(out, adapters[0], particles, tasks, recipe, state, record if _restores(record, names) else None)
+    count = f"{len(particles)} prompt{'s' * (len(particles) > 1)} of {particles.shape[1]} tokens"
+    say(f"import: {count} in {out}; a start for --particles {out}{_also(out, tasks)}")
+
+
+def _also(out: Path, tasks: Sequence[str]) -> str:
+    if tasks:
+        return f", and the prompt for {', '.join(tasks)} for --prompt {out}"
+    return f", and, their mean, for --prompt {out} --task T"
+
+
+def _together(adapters: Sequence[Adapter]) -> torch.Tensor:
+    """All prompts as particles [M, L, H]."""
+    first = adapters[0]
+    for other in adapters[1:]:
+        shapes = [tuple(adapter.prompts.shape[1:]) for adapter in (first, other)]
+        if shapes[0] != shapes[1]:
+            both = f"{first.folder} holds prompts [tokens, hidden size] of {list(shapes[0])}, {other.folder} of {list(shapes[1])}"
+            raise UserError(f"--peft: {both}: give adapters of one shape")
+    return torch.cat([adapter.prompts for adapter in adapters])
+
+
+def _tasks(adapters: Sequence[Adapter], record: Record | None, names: Sequence[str]) -> list[str]:
+    """By the number of the task; none where they are not known."""
+    if len(adapters) > 1:
+        if names:
+            raise UserError(f"--task: {len(adapters)} adapters become particles, of no single task; leave it out")
+        return []
+    tasks = list(names) or (record.tasks if record and record.stage == "adapt" else [])
+    count = len(adapters[0].prompts)
+    if tasks and len(tasks) != count:
+        who = "--task" if names else adapters[0].folder / RECORD
+        raise UserError(f"{who}: names {len(tasks)} tasks, but {adapters[0].folder} holds {count}: name each once")
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"--task: names {', '.join(tasks)}: name each task once")
+    return tasks
+
+
+def _recipe(
+    adapters: Sequence[Adapter], record: Record | None, tasks: list[str], overrides: list[str], particles: torch.Tensor
+) -> Recipe:
+    """What `out` gets as its recipe: the exported run's, or the defaults with what the adapters say."""
+    bases = {adapter.base_model: adapter.folder for adapter in adapters}
+    named = any(override.startswith("model.name_or_path=") for override in overrides)
+    if not named and (len(bases) > 1 or not all(bases)):
+        what = (
+            f"they name several base models ({', '.join(map(str, bases))})"
+            if len(bases) > 1
+            else "no base model is named"
+        )
+        raise UserError(
+            f"--peft {', '.join(map(str, bases.values()))}: {what}; say it with --set model.name_or_path=..."
+        )
+    values: dict[str, Any] = {
+        key: dict(v) if isinstance(v, dict) else v for key, v in (record.recipe if record else {}).items()
+    }
+    values.setdefault("model", {})["name_or_path"] = adapters[0].base_model
+    values.setdefault("prompt", {})["length"] = particles.shape[1]
+    if tasks:
+        values.setdefault("target", {})["tasks"] = tasks
+        values["target"]["multi"] = len(tasks) > 1
+    elif not record:
+        values["source"] = {"particles": len(particles)}
+    source = adapters[0].folder / RECORD if record else "--set"
+    recipe = override_recipe(values, overrides, str(source))
+    if recipe.prompt.length != particles.shape[1]:
+        raise UserError(
+            f"--set prompt.length={recipe.prompt.length}: the prompts have {particles.shape[1]}; leave it out"
+        )
+    return recipe
+
+
+def _identity(recipe: Recipe, particles: torch.Tensor, adapter: Path) -> dict[str, Any]:
+    """What the prompts belong to, as `Session.identity` has it of a loaded model."""
+    name = recipe.model.name_or_path
+    folder = find_model(name)
+    hidden, length = read_architecture(folder).hidden_size, particles.shape[1]
+    if hidden != particles.shape[2]:
+        theirs = f"its prompts have hidden size {particles.shape[2]}, {name} has {hidden}"
+        raise UserError(f"--peft {adapter}: {theirs}; set model.name_or_path to the model that it was trained with")
+    with say_if_longer(f"reading the weights of {name}"):
+        weights = weights_digest(folder)
+    tokenizer = tokenizer_digest(load_tokenizer(folder))
+    return {"model": name, "weights": weights, "tokenizer": tokenizer, "length": length, "hidden_size": hidden}
+
+
+def _state(
+    adapters: Sequence[Adapter], record: Record | None, tasks: list[str], identity: dict[str, Any], recipe: Recipe
+) -> dict[str, Any]:
+    """Of the files: what is known of the prompts; of what is not, the state says so itself."""
+    came = [
+        {
+            "folder": str(adapter.folder),
+            "peft_type": adapter.kind,
+            "peft_version": adapter.peft_version,
+            "sha256": hashlib.sha256((adapter.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        }
+        for adapter in adapters
+    ]
+    if record:
+        return record.state | identity | {"tasks": tasks or record.tasks, "imported": came}
+    return identity | {
+        "method": "peft",
+        "seed": None,
+        "ranks": None,
+        "versions": versions(),
+        "recipe": recipe.model_dump(mode="json"),
+        "tasks": tasks,
+        "rows_processed": {"source": 0, "target": 0},
+        "imported": came,
+        "unknown": ["seed", "ranks", "rows_processed"],  # an adapter does not say; 0 rows are those known of
+    }
+
+
+def _restores(record: Record | None, names: Sequence[str]) -> bool:
+    return record is not None and record.whole and (not names or list(names) == record.tasks)
+
+
+def _write(
+    out: Path,
+    adapter: Adapter,
+    particles: torch.Tensor,
+    tasks: list[str],
+    recipe: Recipe,
+    state: dict[str, Any],
+    restored: Record | None,
+) -> None:
+    """`restored`: the run that `out` is to be again."""
+    processed = state["rows_processed"]
+    before = {"source": sum(processed.values()), "target": 0}  # of a stage that starts here
+    with draft_of(out) as draft:
+        write_tensors(draft / PARTICLES, {"particles": particles}, state | {"rows_processed": before})
+        if tasks:
+            about = restored.state if restored else state
+            write_tensors(draft / PROMPT, prompt_tensors(adapter.prompt, tasks), about)
+        write_atomically(draft / CONFIG, config_text({"stage": "adapt" if tasks else "source"}, recipe).encode())
+        if restored and restored.results:
+            write_atomically(draft / RESULTS, (json.dumps(restored.results, indent=2) + "\n").encode())
+
+
+def _is_own(name: Path, path: Path) -> bool:
+    return len(name.parts) == 1 and path.is_file() and name.name in _FILES
