@@ -185,7 +185,9 @@ model = PeftModel.from_pretrained(model, adapter).eval()
 texts = {texts!r}
 rows = tokenizer(texts, truncation=True, max_length={longest}, padding=True, return_tensors="pt")
 with torch.no_grad():
-    ids = model.generate(**rows{numbers}, max_new_tokens={new})
+    ids = model.generate(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask{numbers}, max_new_tokens={new}
+    )
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 ```
 

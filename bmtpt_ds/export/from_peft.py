@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from bmtpt_ds.checkpoint import Stored, write_tensors
 from bmtpt_ds.config import Recipe, override_recipe
@@ -78,12 +78,11 @@ def _also(out: Path, tasks: Sequence[str]) -> str:
 
 def _together(adapters: Sequence[Adapter]) -> torch.Tensor:
     """All prompts as particles [M, L, H]."""
-    first = adapters[0]
-    for other in adapters[1:]:
-        shapes = [tuple(adapter.prompts.shape[1:]) for adapter in (first, other)]
-        if shapes[0] != shapes[1]:
-            both = f"{first.folder} holds prompts [tokens, hidden size] of {list(shapes[0])}, {other.folder} of {list(shapes[1])}"
-            raise UserError(f"--peft: {both}: give adapters of one shape")
+    for adapter in adapters:
+        theirs, first = (list(one.prompt.full.shape) for one in (adapter, adapters[0]))
+        if theirs != first:
+            both = f"{adapter.folder} are {theirs}, those of {adapters[0].folder} {first}"
+            raise UserError(f"--peft: the prompts [tokens, hidden size] of {both}: give adapters of one shape")
     return torch.cat([adapter.prompts for adapter in adapters])
 
 
@@ -107,34 +106,29 @@ def _recipe(
     adapters: Sequence[Adapter], record: Record | None, tasks: list[str], overrides: list[str], particles: torch.Tensor
 ) -> Recipe:
     """What `out` gets as its recipe: the exported run's, or the defaults with what the adapters say."""
-    bases = {adapter.base_model: adapter.folder for adapter in adapters}
-    named = any(override.startswith("model.name_or_path=") for override in overrides)
-    if not named and (len(bases) > 1 or not all(bases)):
-        what = (
-            f"they name several base models ({', '.join(map(str, bases))})"
-            if len(bases) > 1
-            else "no base model is named"
-        )
-        raise UserError(
-            f"--peft {', '.join(map(str, bases.values()))}: {what}; say it with --set model.name_or_path=..."
-        )
-    values: dict[str, Any] = {
-        key: dict(v) if isinstance(v, dict) else v for key, v in (record.recipe if record else {}).items()
-    }
+    if not any(override.startswith("model.name_or_path=") for override in overrides):
+        _check_base_models(adapters)
+    length = particles.shape[1]
+    values: dict[str, Any] = deepcopy(record.recipe) if record else {"source": {"particles": len(particles)}}
     values.setdefault("model", {})["name_or_path"] = adapters[0].base_model
-    values.setdefault("prompt", {})["length"] = particles.shape[1]
-    if tasks:
-        values.setdefault("target", {})["tasks"] = tasks
-        values["target"]["multi"] = len(tasks) > 1
-    elif not record:
-        values["source"] = {"particles": len(particles)}
-    source = adapters[0].folder / RECORD if record else "--set"
-    recipe = override_recipe(values, overrides, str(source))
-    if recipe.prompt.length != particles.shape[1]:
-        raise UserError(
-            f"--set prompt.length={recipe.prompt.length}: the prompts have {particles.shape[1]}; leave it out"
-        )
+    values.setdefault("prompt", {})["length"] = length
+    target = values.setdefault("target", {})
+    if tasks and target.get("tasks") != tasks:
+        target |= {"tasks": tasks, "multi": len(tasks) > 1}
+    recipe = override_recipe(values, overrides, str(adapters[0].folder / RECORD) if record else "--set")
+    if recipe.prompt.length != length:
+        raise UserError(f"--set prompt.length={recipe.prompt.length}: the prompts have {length} tokens; leave it out")
     return recipe
+
+
+def _check_base_models(adapters: Sequence[Adapter]) -> None:
+    mend = "say which T5 they belong to with --set model.name_or_path=..."
+    for adapter in adapters:
+        if not adapter.base_model:
+            raise UserError(f"--peft {adapter.folder}: names no base model; {mend}")
+        if adapter.base_model != adapters[0].base_model:
+            both = " and ".join(f"{one.folder} names {one.base_model}" for one in (adapters[0], adapter))
+            raise UserError(f"--peft: {both} as its base model; {mend}")
 
 
 def _identity(recipe: Recipe, particles: torch.Tensor, adapter: Path) -> dict[str, Any]:
