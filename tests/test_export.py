@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalGeneration
 
 from bmtpt_ds.cli import main
 from bmtpt_ds.data.tokens import IGNORE, Batch
@@ -206,6 +206,16 @@ def test_the_cards_code_runs(kind: str, exported: Exported, monkeypatch, capsys)
     assert len(names["ids"][0]) > 1
 
 
+def test_the_readmes_code_runs(exported: Exported, untied_model: Path, tmp_path: Path) -> None:
+    folder = export(exported.run, tmp_path / "mrpc-prompt", "--task", "mrpc")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "PeftModel" in block)
+    names = {"torch": torch, "PeftModel": peft.PeftModel, "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM}
+    names["tokenizer"] = AutoTokenizer.from_pretrained(untied_model)
+    exec(code.replace("google-t5/t5-base", str(untied_model)).replace("mrpc-prompt", str(folder)), names)
+    assert len(names["ids"]) == 1
+
+
 def test_neither_command_needs_peft(exported: Exported, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     import_(tmp_path / "run", export(exported.run, tmp_path / "adapter"))
@@ -242,6 +252,7 @@ def test_a_prompt_that_peft_trained(submodules, untied_model: Path, rows: Path, 
     where = ["--set", f"data.root={rows}"]
     assert main(["evaluate", "--prompt", str(run), "--task", "sst2", *where]) == 0
     assert main(["evaluate", "--prompt", str(run), *where]) == 2  # no task is known
+    assert main(["predict", "--prompt", str(run)]) == 2
 
 
 def test_separately_trained_prompts_become_particles(untied_model: Path, tmp_path: Path, recipe) -> None:
@@ -271,7 +282,7 @@ def test_a_multitask_adapter_that_peft_trained(untied_model: Path, rows: Path, l
 
 @pytest.mark.shared
 def test_real_model_and_rows(shared: Path, tmp_path: Path) -> None:
-    """A few steps of two tasks, then 50 rows of each through PEFT and through our backbone, in both formats."""
+    """A few steps of two tasks, then 50 rows of one and 10 of the other through PEFT and through our backbone, in both formats."""
     from bmtpt_ds.config import ModelConfig, deepspeed_json
     from bmtpt_ds.parallel import Ranks, load_backbone
 
@@ -289,11 +300,11 @@ def test_real_model_and_rows(shared: Path, tmp_path: Path) -> None:
     backbone = load_backbone(Ranks(60), ModelConfig(name_or_path=str(model)), deepspeed_json.load("resident")).backbone
     together, apart = export(run, tmp_path / "multi"), export(run, tmp_path / "each", "--composed")
     multi = in_peft(together, model)
-    for number, task in enumerate(TASKS):
-        rows = [json.loads(line) for line in (data / task / "validation.jsonl").read_text().splitlines()][:50]
+    for number, (task, count) in enumerate(zip(TASKS, (50, 10), strict=True)):
+        rows = [json.loads(line) for line in (data / task / "validation.jsonl").read_text().splitlines()][:count]
         texts = [f"sentence1: {row['sentence1']} sentence2: {row['sentence2']}" for row in rows]
         batch, prompt = batch_of(texts, model), prompt_of(run, task)
-        assert len(batch.source_ids) == 50
+        assert len(batch.source_ids) == count
         assert_same(multi, backbone, prompt, batch, number)
         assert_same(in_peft(apart / task, model), backbone, prompt, batch)
     back = import_(tmp_path / "back", together)
