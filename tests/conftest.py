@@ -82,6 +82,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, untied_model: Path, rows: Pat
     return make_runs(tmp_path_factory.mktemp("runs"), toy.recipe_text(untied_model, rows))
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, runs, untied_model: Path, rows: Path):
+    """A finished run of two tasks on the tiny untied model, and its PEFT adapters, to read only."""
+    from tests.peft_adapters import make_exported
+
+    return make_exported(tmp_path_factory.mktemp("exported"), runs.source, toy.recipe_text(untied_model, rows))
+
+
 @pytest.fixture
 def bench(tmp_path: Path, recipe: Path, untied_model: Path, tied_model: Path, rows: Path, runs, monkeypatch):
     """What a test of a user's mistake breaks."""

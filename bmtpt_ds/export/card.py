@@ -1,5 +1,6 @@
 """The model card of an exported prompt: README.md as the Hugging Face hub reads it."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -82,30 +83,23 @@ def _title(card: Card) -> str:
 
 
 def _tasks(card: Card) -> str:
-    if not card.adapted:
-        return (
-            f"Learned from: {', '.join(card.record.tasks) or 'not recorded'}. Rows were written like this one:\n\n"
-            + (_table(("task", "the model reads", "and writes"), map(_as_read(card), card.tasks)))
-        )
-    head, number = ("task", "the model reads", "and writes"), iter(range(len(card.tasks)))
-    rows = map(_as_read(card), card.tasks)
+    head, rows = ("task", "the model reads", "and writes"), [_as_read(card, task) for task in card.tasks]
     if card.multitask:
-        head, rows = ("task id", *head), ((str(next(number)), *row) for row in rows)
-    return _table(head, rows)
+        return _table(("task id", *head), [(str(number), *row) for number, row in enumerate(rows)])
+    if card.adapted:
+        return _table(head, rows)
+    if not rows:
+        return "It was learned from tasks that are not recorded."
+    return f"It was learned from {', '.join(card.record.tasks)}, whose rows were written so:\n\n{_table(head, rows)}"
 
 
-def _as_read(card: Card):
-    """Of a task: its name, an example of its text, its answers."""
-    data = card.recipe.data
-
-    def cells(task: Task) -> tuple[str, str, str]:
-        texts, words = task.answer_texts(data.labels), task.answer_texts("words")
-        answers = "free text or a number"
-        if texts:
-            answers = ", ".join(f"`{t}`" + (f" ({w})" if t != w else "") for t, w in zip(texts, words, strict=True))
-        return task.name, f"`{_example(card, task)}`", answers
-
-    return cells
+def _as_read(card: Card, task: Task) -> tuple[str, str, str]:
+    """Its name, an example of its text, its answers."""
+    texts, words = (task.answer_texts(style) for style in (card.recipe.data.labels, "words"))
+    answers = "free text or a number"
+    if texts:
+        answers = ", ".join(f"`{t}`" + (f" ({w})" if t != w else "") for t, w in zip(texts, words, strict=True))
+    return task.name, f"`{_example(card, task)}`", answers
 
 
 def _example(card: Card, task: Task) -> str:
@@ -176,13 +170,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-base = {card.base_model!r}
+base = {json.dumps(card.base_model)}
 adapter = "."  # this folder, or its name on the hub
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.{card.recipe.model.dtype})
 model = PeftModel.from_pretrained(model, adapter).eval()
 
-texts = {texts!r}
+texts = {json.dumps(texts, ensure_ascii=False, indent=4)}
 rows = tokenizer(texts, truncation=True, max_length={longest}, padding=True, return_tensors="pt")
 with torch.no_grad():
     ids = model.generate(

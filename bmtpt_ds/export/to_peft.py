@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,12 +160,7 @@ def _architecture(run: _Run) -> Architecture | None:
 
 
 def _is_export(folder: Path) -> bool:
-    return any(True for path in _entries(folder) if path.name == RECORD)
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    yield from folder.glob("*")
-    yield from folder.glob("*/*")
+    return (folder / RECORD).is_file() or any(folder.glob(f"*/{RECORD}"))
 
 
 def _is_own(name: Path, path: Path) -> bool:
