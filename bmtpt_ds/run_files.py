@@ -39,6 +39,11 @@ def read_run_recipe(path: Path) -> tuple[str, dict]:
     return values.pop("stage"), values
 
 
+def started_from(path: Path) -> str | None:
+    """What `--particles` named in a run of `adapt`; None of another run, and of an imported one."""
+    return read_config(path / CONFIG).get("particles")
+
+
 def read_config(file: Path) -> dict:
     """What stands in a config.yaml: `stage`, for adapt `particles`, and the resolved recipe, as plain values.
 

@@ -199,6 +199,24 @@ def damaged_record(b: Bench):
     return import_(b, str(folder)), ["bmtpt.json: not as `bmtpt export` wrote it", "remove that file"]
 
 
+@case
+def a_record_without_counts(b: Bench):
+    folder = adapter(b)
+    record = json.loads((folder / "bmtpt.json").read_text())
+    del record["state"]["rows_processed"]
+    (folder / "bmtpt.json").write_text(json.dumps(record))
+    return import_(b, str(folder)), ["bmtpt.json: not as `bmtpt export` wrote it"]
+
+
+@case
+def a_record_with_another_recipe(b: Bench):
+    folder = adapter(b)
+    record = json.loads((folder / "bmtpt.json").read_text())
+    record["recipe"]["target"]["shoots"] = 8
+    (folder / "bmtpt.json").write_text(json.dumps(record))
+    return import_(b, str(folder)), ["bmtpt.json", "shoots", "shots"]
+
+
 # --- import: whom it belongs to, what it is for ----------------------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ def test_a_source_run_is_its_particles_mean(runs, untied_model: Path, loaded, tm
     assert torch.equal(load_file(back / "particles.safetensors")["particles"], mean[None])
 
 
-def test_the_model_card(exported: Exported, untied_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_model_card(exported: Exported, untied_model: Path, recipe: Path, tmp_path: Path) -> None:
     folder = export(exported.run, tmp_path / "card", "--license", "cc-by-4.0")
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
     head = yaml.safe_load(front)
@@ -92,11 +92,16 @@ def test_the_model_card(exported: Exported, untied_model: Path, tmp_path: Path, 
         "0.3, 0.4",
     ):
         assert told in text
+    alone = tmp_path / "alone"
+    command = ["adapt", "--config", str(recipe), "--particles", "none", "--run-dir", str(alone)]
+    assert main(command) == 0
+    text = (export(alone, tmp_path / "alone card") / "README.md").read_text()
+    assert "| start | vocab, no source stage |" in text and "| prior | none |" in text and "SVGD" not in text
     assert "license: unknown" in (exported.multitask / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["multitask", "composed/mrpc"])
-def test_the_cards_code_runs(kind: str, exported: Exported, monkeypatch, capsys) -> None:
+def test_the_cards_code_runs(kind: str, exported: Exported, monkeypatch) -> None:
     folder = exported.multitask if kind == "multitask" else exported.composed / "mrpc"
     (code,) = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
     monkeypatch.chdir(folder)

@@ -51,6 +51,8 @@ def test_a_prompt_that_peft_trained(submodules, untied_model: Path, rows: Path, 
     assert_same(in_peft(adapter, untied_model), loaded.backbone, particle, batch_of(TEXTS, untied_model))
     adapt = ["adapt", "--config", str(recipe), "--particles", str(run), "--run-dir", str(tmp_path / "adapted")]
     assert main(adapt) == 0
+    card = (export(tmp_path / "adapted", tmp_path / "theirs adapted") / "README.md").read_text()
+    assert "| start | the mean of imported particles |" in card and "| prior | gaussian, sigma 100000 |" in card
     where = ["--set", f"data.root={rows}"]
     assert main(["evaluate", "--prompt", str(run), "--task", "sst2", *where]) == 0
     assert main(["evaluate", "--prompt", str(run), *where]) == 2  # no task is known
@@ -75,5 +77,7 @@ def test_a_multitask_adapter_that_peft_trained(untied_model: Path, rows: Path, l
         assert_same(theirs, loaded.backbone, prompt_of(run, task), batch, number)
     assert main(["evaluate", "--prompt", str(run)]) == 0
     again = export(run, tmp_path / "again")
+    card = (again / "README.md").read_text()
+    assert "Trained with PEFT" in card and "Not recorded: the prompt was imported." in card
     files = [(folder / "adapter_model.safetensors").read_bytes() for folder in (again, adapter)]
     assert files[0] == files[1]

@@ -8,7 +8,7 @@ import yaml
 
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.tokens import FREE_TEXT
-from bmtpt_ds.export.record import Record
+from bmtpt_ds.export.record import FOREIGN, Record
 from bmtpt_ds.tasks import Task, get_task
 
 CARD = "README.md"
@@ -32,6 +32,11 @@ class Card(NamedTuple):
     @property
     def adapted(self) -> bool:
         return self.record.stage == "adapt"
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the prompt was trained by others, and imported."""
+        return self.record.state.get("method") == FOREIGN
 
     @property
     def tasks(self) -> list[Task]:
@@ -63,7 +68,7 @@ def _front_matter(card: Card) -> str:
         "base_model": card.base_model,
         "library_name": "peft",
         "license": card.license,
-        "tags": ["prompt-tuning", "soft-prompt", "bmtpt", "t5", *card.record.tasks],
+        "tags": ["prompt-tuning", "soft-prompt", "t5", *([] if card.foreign else ["bmtpt"]), *card.record.tasks],
     }
     if datasets := sorted(set(filter(None, repositories))):
         values["datasets"] = datasets
@@ -72,13 +77,16 @@ def _front_matter(card: Card) -> str:
 
 def _title(card: Card) -> str:
     names, base = ", ".join(card.record.tasks), card.base_model
-    if not card.adapted:
-        head = f"# A soft prompt to start from: the mean of a posterior learned from {names or 'source tasks'}"
+    if card.foreign and not card.adapted:
+        head, what = "# A soft prompt to start from", "It is the mean of prompts trained with PEFT."
+    elif not card.adapted:
+        head = f"# A soft prompt to start from: the mean of a posterior learned from {names}"
         what = "It is the mean of the particles of a source stage: a start for tuning on a new task, of no task itself."
     else:
         head = f"# A soft prompt for {names}"
         what = "Each task's prompt is `W * (a b^T)`, W shared." if card.multitask else "It is composed, `W * (a b^T)`."
     made = f"Made by bmtpt_ds, Bayesian multi-task prompt tuning ({_METHOD})."
+    made = "Trained with PEFT; imported and exported again by bmtpt_ds." if card.foreign else made
     return f"{head}\n{card.length} virtual tokens before the encoder's input of the frozen {base}. {what} {made}"
 
 
@@ -132,20 +140,24 @@ def _shots(card: Card) -> str:
 def _training(card: Card) -> str:
     recipe, state = card.recipe, card.record.state
     source, target, processed = recipe.source, recipe.target, state.get("rows_processed", {})
-    if not processed.get("source") and not processed.get("target"):
+    if card.foreign:
         return "Not recorded: the prompt was imported."
+    began = card.record.from_particles
+    began = bool(processed["source"]) if began is None else began
     rows = [("precision of the backbone", recipe.model.dtype), ("seed", str(state.get("seed")))]
-    if processed.get("source"):
+    if processed["source"]:
         rows += [
             ("source tasks", ", ".join(source.tasks) or "not in the recipe"),
             ("particles M", str(source.particles)),
             ("source steps, learning rate", f"{source.steps}, {source.lr} ({source.optimizer})"),
             ("bandwidth, damping of SVGD", f"{source.svgd.bandwidth}, {source.svgd.damping}"),
         ]
+    elif began:
+        rows.append(("start", "the mean of imported particles"))
     else:
-        rows += [("start", f"{recipe.prompt.init} rows, no source stage")]
+        rows.append(("start", f"{recipe.prompt.init}, no source stage"))
     if card.adapted:
-        prior = f"{target.prior}, sigma {target.sigma:g}" if processed.get("source") else "none"
+        prior = f"{target.prior}, sigma {target.sigma:g}" if began and target.prior != "none" else "none"
         rows += [
             ("target steps of rows", f"{target.steps} of {target.batch_size}, {_shots(card)}"),
             ("learning rate of W, of a and b", f"{target.lr_full}, {target.lr_low_rank} ({target.optimizer})"),
@@ -153,7 +165,9 @@ def _training(card: Card) -> str:
         ]
     rows.append(("rows times prompts seen", f"source {processed['source']}, target {processed['target']}"))
     text = _table(("setting", "value"), rows)
-    return text + "\n\nThe source stage's values are those that this run's recipe names." if card.adapted else text
+    if card.adapted and processed["source"]:
+        text += "\n\nThe source stage's values are those that this run's recipe names."
+    return text
 
 
 def _loading(card: Card) -> str:

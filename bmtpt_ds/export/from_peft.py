@@ -14,7 +14,7 @@ from bmtpt_ds.config import Recipe, override_recipe
 from bmtpt_ds.data.tokens import load_tokenizer, tokenizer_digest
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.export.adapter import WEIGHTS_FILE, Adapter, read_adapter
-from bmtpt_ds.export.record import RECORD, Record, read_record
+from bmtpt_ds.export.record import FOREIGN, RECORD, Record, read_record
 from bmtpt_ds.files import write_atomically
 from bmtpt_ds.folders import check_out, draft_of
 from bmtpt_ds.hub import find_model
@@ -161,7 +161,7 @@ def _state(
     if record:
         return record.state | identity | {"tasks": tasks or record.tasks, "imported": came}
     return identity | {
-        "method": "peft",
+        "method": FOREIGN,
         "seed": None,
         "ranks": None,
         "versions": versions(),

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.files import write_atomically
 
 RECORD = "bmtpt.json"
+FOREIGN = "peft"  # `method` in the state of prompts that others have trained
 
 
 class Record(BaseModel):
@@ -17,9 +18,18 @@ class Record(BaseModel):
     stage: Literal["source", "adapt"]
     tasks: list[str]  # whose prompts they are, by the number of the task; of a source run those it learned from
     whole: bool  # whether the adapter's tensors are the run's own, and not composed of them
+    from_particles: bool | None  # whether an adaptation began at particles; None: not known, or a source run
     recipe: dict[str, Any]  # resolved
     state: dict[str, Any]  # of the run's prompt.safetensors or particles.safetensors
     results: dict[str, Any] | None  # its results.json
+
+    @field_validator("state")
+    @classmethod
+    def _tells_what_others_ask(cls, state: dict[str, Any]) -> dict[str, Any]:
+        processed = state.get("rows_processed")
+        if not isinstance(processed, dict) or [type(processed.get(of)) for of in ("source", "target")] != [int, int]:
+            raise ValueError("rows_processed is missing")
+        return state
 
 
 def write_record(folder: Path, record: Record) -> None:

@@ -23,7 +23,7 @@ from bmtpt_ds.model.shapes import architecture_by_name
 from bmtpt_ds.model_folder import Architecture, local_folder, read_architecture
 from bmtpt_ds.prompt_files import prompt_for, read_run
 from bmtpt_ds.quiet import is_first_rank, say
-from bmtpt_ds.run_directory import RESULTS, read_run_recipe
+from bmtpt_ds.run_directory import RESULTS, read_run_recipe, started_from
 from bmtpt_ds.tasks import get_task
 
 _FILES = {CONFIG_FILE, WEIGHTS_FILE, CARD, RECORD}
@@ -146,7 +146,16 @@ def _record(run: _Run, part: _Part) -> Record:
             mean = sum(score["score"] for score in of_part.values()) / len(of_part) if of_part else None
             results = results | {"tasks": of_part, "mean": mean}
     tasks = part.tasks or state["tasks"]
-    return Record(stage=run.stage, tasks=tasks, whole=whole, recipe=recipe, state=state, results=results)
+    began = started_from(run.folder)
+    return Record(
+        stage=run.stage,
+        tasks=tasks,
+        whole=whole,
+        from_particles=None if began is None else began != "none",
+        recipe=recipe,
+        state=state,
+        results=results,
+    )
 
 
 def _architecture(run: _Run) -> Architecture | None:
