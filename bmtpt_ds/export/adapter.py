@@ -122,7 +122,9 @@ def read_adapter(folder: Path) -> Adapter:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not folder.is_dir():
-        download = f"download an adapter of the hub first: hf download {folder} --local-dir DIR"
+        download = "give the folder of a PEFT adapter"
+        if not folder.is_absolute() and len(folder.parts) == 2 and folder.parts[0] != "..":  # owner/name, as on the hub
+            download = f"download an adapter of the hub first: hf download {folder} --local-dir DIR"
         what = "that is a file; give its folder" if folder.exists() else f"no such folder; {download}"
         raise UserError(f"--peft {folder}: {what}")
     if not file.is_file():
