@@ -30,6 +30,9 @@ _OF_JOBS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 # a command in this process quietens the libraries for its lifetime
 _OF_QUIET = ("_VERBOSITY", "_LOG_LEVEL", "_DISABLE_PROGRESS_BARS")
 
+# how keys of a run's log begin that say what its steps took, of time and memory, not what came out
+COSTS = ("seconds", "peak_memory")
+
 _WAITS = ("getting DeepSpeed ready", "reading the rows of")
 
 

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from tests import launch, toy
 
 STEPS = 200  # about three seconds, start not counted
-TIMES = ("seconds",)  # how keys of the log begin that say how long something took
 
 
 class Stage(NamedTuple):
@@ -62,7 +61,7 @@ def stages(tmp_path_factory, untied_model, rows) -> dict[str, Stage]:
 
 def _log(run_dir: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(launch.COSTS)} for line in lines]
 
 
 def _assert_ends_like(stage: Stage, run_dir: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bmtpt_ds.cli import main
 from bmtpt_ds.config import load_recipe
-from tests import toy
+from tests import launch, toy
 
 TASKS, SEEDS = ["mrpc", "cola"], [0, 3]
 NAMES = [f"{task}-{seed}" for task in TASKS for seed in SEEDS]
@@ -62,7 +62,7 @@ def test_a_run_is_the_run_alone(trained: Trained, name: str) -> None:
     assert results(own) == results(alone)
     shared = {"imbalance"}  # of the whole job's passes, as its times are
     for line, expected in zip(log(own), log(alone), strict=True):
-        wanted = {k: v for k, v in expected.items() if k not in shared and not k.startswith("seconds")}
+        wanted = {k: v for k, v in expected.items() if k not in shared and not k.startswith(launch.COSTS)}
         assert line.keys() == wanted.keys()
         for key, value in wanted.items():
             assert line[key] == pytest.approx(value, rel=1e-4), key

@@ -22,7 +22,8 @@ from bmtpt_ds.model.identity import weights_digest
 from bmtpt_ds.model_folder import read_architecture
 from bmtpt_ds.prompt_files import check_identity, prompt_tensors
 from bmtpt_ds.quiet import is_first_rank, say, say_if_longer
-from bmtpt_ds.run_directory import CONFIG, PARTICLES, PROMPT, RESULTS, config_text
+from bmtpt_ds.run_directory import config_text
+from bmtpt_ds.run_files import CONFIG, PARTICLES, PROMPT, RESULTS
 from bmtpt_ds.session import versions
 from bmtpt_ds.tasks import get_task
 

@@ -23,7 +23,7 @@ from bmtpt_ds.model.shapes import architecture_by_name
 from bmtpt_ds.model_folder import Architecture, local_folder, read_architecture
 from bmtpt_ds.prompt_files import prompt_for, read_run
 from bmtpt_ds.quiet import is_first_rank, say
-from bmtpt_ds.run_directory import RESULTS, read_run_recipe, started_from
+from bmtpt_ds.run_files import RESULTS, read_run_recipe, started_from
 from bmtpt_ds.tasks import get_task
 
 _FILES = {CONFIG_FILE, WEIGHTS_FILE, CARD, RECORD}

@@ -30,7 +30,7 @@ def _source(recipe: Path, run_dir: Path) -> list[object]:
 def _log(run_dir: Path) -> list[dict]:
     file = run_dir / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(launch.COSTS)} for line in lines]
 
 
 def _last_step(run_dir: Path) -> int:
