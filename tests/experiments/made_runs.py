@@ -60,7 +60,10 @@ def adapt_run(
     named["rows_processed"] = dict(zip(("source", "target"), budget, strict=True))
     tasks = {task: scores_of(task, score, rows) for task, score in scores.items()}
     write_results(folder, **named, tasks=tasks, mean=sum(scores.values()) / len(scores))
-    lines = [{"step": step, "loss": 2.0 / step, "prior": 0.0, "seconds": 0.5, "skipped": 0} for step in (1, 10, 20)]
+    lines = [
+        {"step": step, "loss": 2.0 / step, "prior": 0.0, "seconds": 0.5, "peak_memory": 2_000_000_000, "skipped": 0}
+        for step in (1, 10, 20)
+    ]
     write_lines(folder, [*lines, {"step": 20, "validation": {**scores, "mean": 50.0, "best": 50.0, "best_step": 20}}])
     return folder
 
@@ -84,7 +87,8 @@ def source_run(
         losses = [1 + (5 + 0.3 * i) * math.exp(-step / 400) + 0.1 * math.sin(step * (i + 1)) for i in range(particles)]
         of_svgd = {"bandwidth": 3e4, "damping": 0.37, "kernel_mean": 0.25 + 0.1 * (1 - math.exp(-step / 900))}
         of_svgd |= {"drive_norm": 5 * math.exp(-step / 500) + 0.2, "repulsion_norm": 0.01 + 1e-5 * step, "skipped": 0}
-        seconds = {"seconds": 0.9, "seconds_forward": 0.3, "seconds_backward": 0.5, "seconds_svgd": 0.004 + 1e-7 * step}
-        lines.append({"step": step, "loss": sum(losses) / particles, "losses": losses, **of_svgd, "lr": 0.3, **seconds})
+        costs = {"seconds": 0.9, "seconds_forward": 0.3, "seconds_backward": 0.5, "seconds_svgd": 0.004 + 1e-7 * step}
+        costs |= {"peak_memory": 3_000_000_000}
+        lines.append({"step": step, "loss": sum(losses) / particles, "losses": losses, **of_svgd, "lr": 0.3, **costs})
     write_lines(folder, lines)
     return folder

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.series import metric_lines
 from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES
 from bmtpt_ds.experiments.reporting.tables import Column, Comparison, Row, Section
+from bmtpt_ds.progress import readable_bytes
 
 NONE = "–"  # a cell without a figure
 
@@ -73,6 +75,7 @@ def difference_grid(comparisons: Sequence[Comparison]) -> Grid:
 def source_grid(runs: Sequence[Run]) -> Grid:
     """The source stages."""
     header = ["run", "method", "model", "seed", "particles", "steps", "rows processed", "last loss", "of particles"]
+    header += ["s a step", "peak memory"]
     rows = []
     for run in runs:
         source, lines = run.config["source"], metric_lines(run, "loss", "losses")
@@ -82,9 +85,20 @@ def source_grid(runs: Sequence[Run]) -> Grid:
             loss, between = f"{mean:.3f}", f"{min(losses):.3f} to {max(losses):.3f}"
         counts = [_count(source.get(key)) for key in ("particles", "steps")]
         row = [str(run.path), run.method, run.model, str(run.seed), *counts]
-        rows.append([*row, _count(run.rows_processed[0]), loss, between])
-    notes = ["Loss: mean since the line of the log before the last, over tasks and particles; then the particles' own."]
+        rows.append([*row, _count(run.rows_processed[0]), loss, between, *_costs(run)])
+    notes = [
+        "Loss: mean since the line of the log before the last, over tasks and particles; then the particles' own. "
+        "Seconds: median over the log's lines, the first left out. Memory: of rank 0, its tensors on a GPU, the "
+        "process on a CPU."
+    ]
     return Grid("Source stages", header, rows, notes)
+
+
+def _costs(run: Run) -> list[str]:
+    """Seconds of a step and peak memory, as texts."""
+    seconds = [value for step, value in metric_lines(run, "seconds") if step > 1]
+    memory = [value for _, value in metric_lines(run, "peak_memory")]
+    return [f"{median(seconds):.3g}" if seconds else NONE, readable_bytes(max(memory)) if memory else NONE]
 
 
 def _count(value: object) -> str:

@@ -10,6 +10,7 @@ from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.series import (
     Curve,
     Share,
+    distances,
     metric_lines,
     paper_size_curve,
     shot_curves,
@@ -38,7 +39,11 @@ def plot_all(out: Path, groups: Sequence[Group], sources: Sequence[Run], profile
     rest = f" (the first {MOST_RUNS} of {len(sources)} source stages)" if len(sources) > MOST_RUNS else ""
     pictures: list[tuple[str, str, Callable[[], Any]]] = [
         ("losses.png", f"Losses of the particles over the steps of the source stage{rest}", lambda: _losses(shown)),
-        ("svgd.png", f"Kernel mean, drive and repulsion over the steps{rest}", lambda: _svgd(shown)),
+        (
+            "svgd.png",
+            f"Kernel mean, drive, repulsion and spread of the particles over the steps{rest}",
+            lambda: _svgd(shown),
+        ),
         ("shots.png", "Scores against the number of labelled rows", lambda: _shots(groups)),
         ("scaling.png", "Scores against the size of the model", lambda: _sizes(groups)),
         ("svgd_share.png", "What SVGD costs beside the backward pass", lambda: _shares(sources, profiles)),
@@ -125,7 +130,8 @@ def _svgd(runs: Sequence[Run]):
     curves = [(name, points) for name, points in curves if len(points) > 1]
     if not curves:
         return None
-    figure, (left, right) = _panels(2, across=2, height=4.4)
+    spreads = {name: _thinned(distances(run)) for name, run in zip(_names(runs), runs, strict=True)}
+    figure, (left, right, *below) = _panels(3 if any(spreads.values()) else 2, across=2, height=3.8)
     for colour, (name, points) in zip(_COLOURS, curves, strict=False):
         steps, kernel, drive, repulsion = zip(*points, strict=True)
         left.plot(steps, kernel, color=colour, lw=1.4, label=name)
@@ -135,7 +141,13 @@ def _svgd(runs: Sequence[Run]):
     left.set_title("Kernel mean (near 1: particles coincide)", fontsize=11)
     right.set(xlabel="source step", ylabel="norm over all particles", yscale="log")
     right.set_title("Drive (lines) and repulsion (dashed)", fontsize=11)
-    for panel in (left, right):
+    for panel in below:
+        for colour, (name, _) in zip(_COLOURS, curves, strict=False):
+            if spreads[name]:
+                panel.plot(*zip(*spreads[name], strict=True), color=colour, lw=1.4)
+        panel.set(xlabel="source step", ylabel="units of embeddings", ylim=(0, None))
+        panel.set_title("Spread: median distance of two particles", fontsize=11)
+    for panel in (left, right, *below):
         panel.xaxis.set_major_locator(_whole_steps())
     figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3, loc="outside lower center")
     return figure

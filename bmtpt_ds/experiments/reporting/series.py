@@ -1,6 +1,7 @@
 """What the pictures show, as numbers: curves over steps, shots and models, shares of a step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import log
 from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
@@ -9,6 +10,13 @@ from bmtpt_ds.experiments.reporting.groups import Group, differing, parameters
 from bmtpt_ds.experiments.reporting.paper import paper_rows
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.statistics import Cell, mean_over_tasks
+
+# the median squared distance of two of M particles, of a bandwidth h; `svgd.reference` has the rules
+_SQUARED_MEDIAN: dict[str, Callable[[float, int], float]] = {
+    "median_log": lambda h, M: h * log(M + 1),
+    "median": lambda h, M: h,
+    "printed": lambda h, M: (h * log(M + 1)) ** 0.5,
+}
 
 
 class Curve(NamedTuple):
@@ -30,6 +38,16 @@ def metric_lines(run: Run, *keys: str) -> list[tuple]:
         if all(isinstance(number, int | float) for number in numbers):
             found.append((line["step"], *values))
     return found
+
+
+def distances(run: Run) -> list[tuple[int, float]]:
+    """Steps and the median distance between two particles, from the bandwidth that followed from it; none where the
+    bandwidth was a number of the recipe's, or there is one particle."""
+    source = run.config["source"]
+    count, rule = source.get("particles", 1), source.get("svgd", {}).get("bandwidth")
+    if rule not in _SQUARED_MEDIAN or count < 2:
+        return []
+    return [(step, _SQUARED_MEDIAN[rule](h, count) ** 0.5) for step, h in metric_lines(run, "bandwidth")]
 
 
 def shot_curves(groups: Sequence[Group]) -> list[Curve]:
