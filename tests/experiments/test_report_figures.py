@@ -1,9 +1,11 @@
 """The figures of `bmtpt report` against numpy, scipy and sums done by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy import stats
 
@@ -11,10 +13,11 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.reporting.groups import Group, group_runs
 from bmtpt_ds.experiments.reporting.paper import benchmarks, paper_rows
 from bmtpt_ds.experiments.reporting.runs import find_runs
-from bmtpt_ds.experiments.reporting.series import shot_curves, size_curves, svgd_shares
+from bmtpt_ds.experiments.reporting.series import distances, shot_curves, size_curves, svgd_shares
 from bmtpt_ds.experiments.reporting.statistics import bootstrap_interval, paired_difference
 from bmtpt_ds.experiments.reporting.tables import Column, Row, Section, comparisons, sections
-from tests.experiments.made_runs import MAJORITY, adapt_run, source_run
+from bmtpt_ds.svgd import svgd_direction
+from tests.experiments.made_runs import MAJORITY, adapt_run, source_run, write_lines
 
 RTE, MRPC = {0: 70.0, 1: 72.0, 2: 77.0}, {0: 80.0, 1: 83.0, 2: 81.0}
 
@@ -293,3 +296,16 @@ def test_share_of_svgd_is_the_median_without_the_first_line(tmp_path: Path) -> N
     source_run(tmp_path / "a", steps=30)
     (share,) = svgd_shares(find_runs([tmp_path]).runs, [])
     assert share.ratio == pytest.approx((0.004 + 20e-7) / 0.5)
+
+
+@pytest.mark.parametrize("bandwidth", ["median_log", "median", "printed", 7.5])
+def test_spread_is_the_distance_that_the_bandwidth_came_from(tmp_path: Path, bandwidth: str | float) -> None:
+    """Three particles 3, 4 and 5 apart: the median distance is 4. A bandwidth that was given tells nothing of it."""
+    particles = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    h = float(svgd_direction(particles, torch.zeros(3, 2), bandwidth=bandwidth).bandwidth)
+    folder = source_run(tmp_path / "run", particles=3, steps=10, settings={"source.svgd.bandwidth": bandwidth})
+    lines = [json.loads(line) | {"bandwidth": h} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    write_lines(folder, lines)
+    (run,) = find_runs([folder]).runs
+    expected = [] if bandwidth == 7.5 else [(1, pytest.approx(4.0)), (10, pytest.approx(4.0))]
+    assert distances(run) == expected
