@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +60,8 @@ def measure_link(ranks: Ranks) -> Link | None:
     word = torch.zeros(1, device=ranks.device)
     part = torch.zeros(_LINK_BYTES // 4 // ranks.world, device=ranks.device)
     whole = part.new_empty(len(part) * ranks.world)
-    gather = lambda: dist.all_gather_into_tensor(whole, part)  # noqa: E731
     times = []
-    for collective in (lambda: dist.all_reduce(word), gather):
+    for collective in (partial(dist.all_reduce, word), partial(dist.all_gather_into_tensor, whole, part)):
         _seconds_of(collective, ranks.device, 3)  # warm
         dist.barrier()
         times.append(max(ranks.gather(min(_seconds_of(collective, ranks.device, 4) for _ in range(5)))))

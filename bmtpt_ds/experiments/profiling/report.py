@@ -63,9 +63,9 @@ def _stage(name: str, stage: dict, profile: dict) -> list[str]:
         ratio, how = stage["svgd_over_backward"], stage["svgd"]
         lines.append(f"SVGD / backward: {ratio:.3%} ({how}); the paper's {_paper('svgd', 'backward')}")
     if "prior" in stage["seconds"]:
-        ratio, how = (stage["seconds"][name]["median"] for name in ("prior", "forward")), stage["prior"]
+        ratio, how = truediv(*(stage["seconds"][name]["median"] for name in ("prior", "forward"))), stage["prior"]
         lines.append(
-            f"prior / forward: {truediv(*ratio):.3%} ({how}, with its gradient); "
+            f"prior / forward: {ratio:.3%} ({how}, with its gradient); "
             f"the paper's {_paper('prior', 'forward')}, without"
         )
     lines.append(_work(stage, profile))
