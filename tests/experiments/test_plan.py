@@ -191,6 +191,8 @@ def test_a_profile_calibrates(tmp_path: Path) -> None:
     assert found.launch == pytest.approx(0.01)
     assert found.svgd == pytest.approx(0.0102 / (2 * 10 * 512))
     assert found.inside == Cluster().inside
+    assert found.given(gpus=4, nodes=1).memory == 4 * GB  # a node's CPU ranks share its memory
+    assert found.given(gpus=4, nodes=1, memory=3).memory == 3 * GB
 
 
 def test_links_come_from_profiles_of_several_ranks(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def run_profile(
             found.append(_profile(bench, asked))
             del bench
             _forget(ranks)
-            if stop.received is not None:
+            if ranks.any(stop.received is not None):
                 raise stop.stopped()
     if not ranks.first:
         return ""
