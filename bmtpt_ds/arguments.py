@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -100,7 +101,8 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         if is_first_rank():
-            super()._print_message(message, file)
+            with suppress(OSError):  # Python 3.11.2 raises it here, later ones do not; the process's end tells of it
+                super()._print_message(message, file)
 
     def format_help(self) -> str:
         self._action_groups.sort(key=lambda group: group is self._optionals)  # what all commands have goes last
