@@ -12,6 +12,7 @@ import torch
 
 from bmtpt_ds.data.tokens import IGNORE, RowEncoder, TokenRow, collate, pad
 from bmtpt_ds.data.tokens import Batch as TokenBatch
+from bmtpt_ds.model.backbone import RowPrompts
 from bmtpt_ds.progress import Pass
 from bmtpt_ds.session import Session
 from bmtpt_ds.tasks import Task
@@ -24,8 +25,13 @@ class PromptedTask:
     """A task, and the prompt that answers its rows."""
 
     task: Task
-    prompt: torch.Tensor  # [L, H] on the ranks' device, the same on all of them
+    prompt: torch.Tensor | RowPrompts  # [L, H] on the ranks' device, the same on all of them; or what makes a row's
     encoder: RowEncoder  # of the recipe that the prompt was learned with
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return len(self.prompt) if isinstance(self.prompt, torch.Tensor) else self.prompt.length
 
     @property
     def longest_answer(self) -> int:
@@ -97,7 +103,7 @@ def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Call
     def likeliest(batch: Batch) -> list[str]:
         prompts, rows = _inputs(session, batch)
         choices = [label for q in batch for label in ids[q.of] + [[]] * (most - len(ids[q.of]))]
-        labels = pad(choices, IGNORE).view(len(batch), most, -1).to(prompts.device)  # [N, C, T]
+        labels = pad(choices, IGNORE).view(len(batch), most, -1).to(session.ranks.device)  # [N, C, T]
         counts = (labels != IGNORE).sum(dim=2)
         total = backbone.row_losses(prompts, [replace(rows, labels=labels)]) * counts
         best = total.masked_fill(counts == 0, torch.inf).argmin(dim=1).tolist()
@@ -106,11 +112,12 @@ def _by_likeliest_label(session: Session, questions: Sequence[Question]) -> Call
     return likeliest
 
 
-def _inputs(session: Session, batch: Batch) -> tuple[torch.Tensor, TokenBatch]:
-    """Prompts [N, L, H], and the rows that they read."""
+def _inputs(session: Session, batch: Batch) -> tuple[torch.Tensor | RowPrompts, TokenBatch]:
+    """Prompts [N, L, H], or what makes them, and the rows that they read."""
     rows = [TokenRow(question.source, []) for question in batch]
     (padded,) = collate([rows], session.encoder.pad_id).on(session.ranks.device)
-    return torch.stack([question.of.prompt for question in batch]), padded
+    prompts = [question.of.prompt for question in batch]
+    return torch.stack(prompts) if isinstance(prompts[0], torch.Tensor) else prompts[0], padded
 
 
 def _over_ranks(
@@ -136,16 +143,22 @@ def _over_ranks(
 
 
 def _batches(questions: Sequence[Question], size: int) -> list[list[int]]:
-    """Indices of questions that pad each other little, `size` at a time, each batch with prompts of one length."""
+    """Indices of questions that pad each other little, `size` at a time, each batch with prompts of one length, or all
+    with what makes the rows' prompts."""
+    makers = dict.fromkeys(q.of for q in questions if not isinstance(q.of.prompt, torch.Tensor))
+    numbers = {of: 1 + i for i, of in enumerate(makers)}
 
-    def shape(i: int) -> tuple[int, int, int]:
-        question = questions[i]
-        return -len(question.of.prompt), -question.of.longest_answer, -len(question.source)
+    def kind(i: int) -> tuple[int, int]:
+        of = questions[i].of
+        return -of.length, numbers.get(of, 0)
+
+    def shape(i: int) -> tuple:
+        return *kind(i), -questions[i].of.longest_answer, -len(questions[i].source)
 
     batches: list[list[int]] = []
     for i in sorted(range(len(questions)), key=shape):
         last = batches[-1] if batches else []
-        if not last or len(last) == size or len(questions[last[0]].of.prompt) != len(questions[i].of.prompt):
+        if not last or len(last) == size or kind(last[0]) != kind(i):
             batches.append(last := [])
         last.append(i)
     return batches

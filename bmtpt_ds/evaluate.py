@@ -8,6 +8,7 @@ import torch
 
 from bmtpt_ds.answers import PromptedTask, Question, answer
 from bmtpt_ds.data.tokens import RowEncoder
+from bmtpt_ds.model.backbone import RowPrompts
 from bmtpt_ds.session import Session
 from bmtpt_ds.tasks import LabelStyle, Task
 from bmtpt_ds.tasks.metrics import majority, score
@@ -56,11 +57,11 @@ class Scored:
             yield {"source": text.source, "target": text.target, "prediction": answer_}
 
 
-def score_prompts(session: Session, prompted: Sequence[tuple[torch.Tensor, EncodedRows]]) -> list[Scored]:
+def score_prompts(session: Session, prompted: Sequence[tuple[torch.Tensor | RowPrompts, EncodedRows]]) -> list[Scored]:
     """Answers rows through prompts, all of them in one pass, and scores the answers of each pair.
 
     Args:
-        prompted: a prompt [L, H], the same on all ranks, and the rows that it is to answer.
+        prompted: a prompt [L, H] or what makes a row's, the same on all ranks, and the rows that it is to answer.
 
     Returns:
         the same on every rank.

@@ -1,24 +1,80 @@
-"""The gradient of a step: every row through every prompt, dealt to the ranks, added up over them.
+"""The gradient of a step: rows read through prompts, dealt to the ranks, added up over them.
 
 Symbols: P prompts (particles in the source stage), L prompt length, H hidden size.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bmtpt_ds.data.order import stream
 from bmtpt_ds.data.plan import plan_micro_batches
-from bmtpt_ds.data.tokens import upload
+from bmtpt_ds.data.tokens import Batch, upload
 from bmtpt_ds.data.work import HostPass, StepRows, StepWork, host_pass, plan_step
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.model.backbone import Backbone
 from bmtpt_ds.parallel import Grid, Sharded
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import Task
+
+
+class Through(ABC):
+    """What rows are read through: P prompts, made of tensors (`leaves`) whose gradients are wanted."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """P."""
+
+    @property
+    @abstractmethod
+    def leaves(self) -> list[torch.Tensor]:
+        """The same on all ranks; parameters of the backbone, or tensors that no graph hangs on."""
+
+    def block(self, numbers: range) -> "Through":
+        """That of these prompts alone, whose leaves are as many parts of these leaves, cut along their first axis."""
+        if len(numbers) != len(self):
+            raise NotImplementedError
+        return self
+
+    @abstractmethod
+    def row_losses(
+        self, backbone: Backbone, leaves: Sequence[torch.Tensor], numbers: Sequence[int], batches: Sequence[Batch]
+    ) -> torch.Tensor:
+        """Loss of each row, [N] in float32.
+
+        Args:
+            leaves: in place of its own, the same values.
+            numbers: N, which prompt reads each row.
+        """
+
+
+@dataclass(frozen=True)
+class Prompts(Through):
+    """Prompts as they are: particles, or composed ones."""
+
+    prompts: torch.Tensor  # [P, L, H] float32
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        return [self.prompts]
+
+    def block(self, numbers: range) -> "Prompts":
+        return Prompts(self.prompts[numbers.start : numbers.stop])
+
+    def row_losses(
+        self, backbone: Backbone, leaves: Sequence[torch.Tensor], numbers: Sequence[int], batches: Sequence[Batch]
+    ) -> torch.Tensor:
+        # stacked views rather than theta[indices]: their gradients add up in a fixed order on every device
+        parts = leaves[0].unbind(0)
+        return backbone.row_losses(torch.stack([parts[number] for number in numbers]), batches)
 
 
 class Flags:
@@ -51,10 +107,16 @@ class Flags:
 class StepGradient:
     """The same on every rank."""
 
-    gradient: torch.Tensor  # [P, L, H] float32, of each prompt's loss
+    gradients: list[torch.Tensor]  # float32, of the sum of the prompts' losses, shaped as the leaves
     losses: torch.Tensor  # [P], what each prompt's rows add to the mean over the step's rows
     flags: Flags
     imbalance: float  # the costliest data rank's padded tokens over their mean
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """[P, L, H], where the leaves are the prompts: of each prompt's loss."""
+        (gradient,) = self.gradients
+        return gradient
 
     @property
     def finite(self) -> bool:
@@ -135,28 +197,33 @@ class GradientPass:
             pad_id=self._pad_id,
         )
 
-    def __call__(self, prompts: torch.Tensor, work: StepWork, step: int, stop: StopSignal) -> StepGradient:
+    def __call__(self, through: Through, work: StepWork, step: int, stop: StopSignal) -> StepGradient:
         """
         Args:
-            prompts: [P, L, H] float32, the same on all ranks.
+            through: the same on all ranks.
             work: prepared for as many prompts.
         """
-        block = self._grid.block(len(prompts))
-        own = prompts[block.start : block.stop]
+        own = through.block(self._grid.block(len(through)))
         # one flat buffer, one all-reduce: the gradients, the losses, and whether somebody wants to stop
-        size = own.numel()
-        flat = torch.zeros(size + len(own) + 1, device=prompts.device)
+        sizes = [leaf.numel() for leaf in own.leaves]
+        size = sum(sizes)
+        flat = torch.zeros(size + len(own) + 1, device=self._model.ranks.device)
         self._add_own_share(flat, own, work, step)
-        if any(weight.requires_grad or weight.grad is not None for weight in self._weights):
-            raise RuntimeError("a weight of the frozen backbone requires or got a gradient")
+        self._check_frozen(own)
         with self._phases("gather"):
             flat[-1] = float(stop.received is not None)
             blocks = self._grid.combine(flat)
             flags = Flags(torch.isfinite(blocks).all(), blocks[:, -1].sum())
-        gradient = blocks[:, :size].reshape(prompts.shape)
-        return StepGradient(gradient, blocks[:, size:-1].flatten(), flags, work.imbalance)
+        parts = blocks[:, :size].split(sizes, dim=1)
+        gradients = [part.reshape(leaf.shape) for part, leaf in zip(parts, through.leaves, strict=True)]
+        return StepGradient(gradients, blocks[:, size:-1].flatten(), flags, work.imbalance)
 
-    def _add_own_share(self, flat: torch.Tensor, prompts: torch.Tensor, work: StepWork, step: int) -> None:
+    def _check_frozen(self, through: Through) -> None:
+        trained = {id(leaf) for leaf in through.leaves}
+        if any((w.requires_grad or w.grad is not None) and id(w) not in trained for w in self._weights):
+            raise RuntimeError("a weight of the frozen backbone requires or got a gradient")
+
+    def _add_own_share(self, flat: torch.Tensor, through: Through, work: StepWork, step: int) -> None:
         """Fills `flat` with this rank's part; begins again with half the tokens when memory runs out."""
         ranks = self._model.ranks
         while True:
@@ -164,8 +231,8 @@ class GradientPass:
                 if self._model.backbone.config.dropout_rate:
                     torch.manual_seed(int(stream("dropout", self._seed, step, ranks.rank).randint(2**31)))
                 flat.zero_()
-                for own in self._that_fit(work, len(prompts)):
-                    self._add_pass(flat, prompts, own)
+                for own in self._that_fit(work, len(through)):
+                    self._add_pass(flat, through, own)
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -198,19 +265,19 @@ class GradientPass:
             )
         self.max_tokens = half
 
-    def _add_pass(self, flat: torch.Tensor, prompts: torch.Tensor, own: HostPass) -> None:
+    def _add_pass(self, flat: torch.Tensor, through: Through, own: HostPass) -> None:
         with self._phases("forward"):
-            theta = prompts.detach().requires_grad_()
-            # stacked views rather than theta[indices]: their gradients add up in a fixed order on every device
-            parts = theta.unbind(0)
-            losses = self._model.backbone.row_losses(
-                torch.stack([parts[cell.prompt] for cell in own.cells]), own.batches.on(prompts.device)
-            )
-            loss_of_prompt = (upload(own.weights, prompts.device) * losses).sum(dim=1)
+            leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in through.leaves]
+            numbers = [cell.prompt for cell in own.cells]
+            losses = through.row_losses(self._model.backbone, leaves, numbers, own.batches.on(flat.device))
+            loss_of_prompt = (upload(own.weights, flat.device) * losses).sum(dim=1)
         with self._phases("backward"):
             loss_of_prompt.sum().backward()
-        flat[: prompts.numel()] += theta.grad.flatten()
-        flat[prompts.numel() : -1] += loss_of_prompt.detach()
+        sizes = [leaf.numel() for leaf in leaves]
+        for part, leaf in zip(flat.split([*sizes, len(flat) - sum(sizes)]), leaves, strict=False):
+            part += leaf.grad.flatten()
+            leaf.grad = None
+        flat[sum(sizes) : -1] += loss_of_prompt.detach()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from bmtpt_ds.config import Recipe
 from bmtpt_ds.evaluate import TaskScore
 from bmtpt_ds.files import write_atomically
 from bmtpt_ds.session import Session, versions
@@ -42,7 +43,7 @@ def write_results(
     write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
 
 
-def write_results_of_runs(path: Path, session: Session, files: Sequence[Path]) -> None:
+def write_results_of_runs(path: Path, recipe: Recipe, files: Sequence[Path]) -> None:
     """Writes the results.json of runs side by side: of each task the mean of its runs, `std` and each `scores`.
 
     Args:
@@ -58,7 +59,7 @@ def write_results_of_runs(path: Path, session: Session, files: Sequence[Path]) -
         tasks[name] = of_task[0] | {"score": fmean(scores), "metrics": metrics} | spread
     results = runs[0] | {
         "seed": None,
-        "seeds": session.recipe.target.seeds,
+        "seeds": recipe.target.seeds,
         "rows_processed": {
             "source": runs[0]["rows_processed"]["source"],  # once, for all of them
             "target": sum(run["rows_processed"]["target"] for run in runs),

@@ -1,6 +1,7 @@
 """A run's directory: who may write in it, and what lies there."""
 
 import fcntl
+import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.files import TEMPORARY, check_writable, write_atomically
 from bmtpt_ds.quiet import print_line
-from bmtpt_ds.run_files import CONFIG, FREE, METRICS, PARTICLES, PROMPT, RESULTS, RUNS, read_config
+from bmtpt_ds.run_files import CONFIG, FREE, METRICS, PARTICLES, PARTS, PROMPT, RESULTS, RUNS, read_config
 
 # all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
 _OWN = (
@@ -23,6 +24,7 @@ _OWN = (
     PARTICLES,
     PROMPT,
     RUNS,
+    *PARTS,
     "checkpoints",
     "tensorboard",
     "csv_monitor",
@@ -45,6 +47,7 @@ class RunDirectory:
         self.path, self.recipe, self._about = path, recipe, about
         self._resume, self._overwrite = resume, overwrite
         self._lock: IO | None = None
+        self._opened = False
 
     @property
     def stage(self) -> str:
@@ -58,6 +61,10 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether the run that is to be resumed has nothing left to do: the results are written last."""
         return self._resume and (self.path / RESULTS).is_file()
+
+    def results(self) -> dict:
+        """What a finished run's results.json says."""
+        return json.loads((self.path / RESULTS).read_text())
 
     def checkpoint_to_resume(self) -> Stored | None:
         """The newest sound checkpoint if the run is to be resumed; says which damaged ones it passed over."""
@@ -73,6 +80,10 @@ class RunDirectory:
         if not name:
             return self
         return RunDirectory(self.path / RUNS / name, recipe, self._about, resume=self._resume, overwrite=False)
+
+    def part(self, name: str) -> "RunDirectory":
+        """The folder in this one of what comes before the run itself, one of PARTS: its log and its checkpoints."""
+        return _Part(self.path / name, self.recipe, {"stage": name}, resume=self._resume, overwrite=False)
 
     def check(self) -> None:
         """Refuses, without touching anything, a directory that this run may not write in.
@@ -112,7 +123,10 @@ class RunDirectory:
         return config_text(self._about, self.recipe)
 
     def open(self) -> None:
-        """Makes the directory, takes its lock, removes what --overwrite gives up, writes the resolved recipe."""
+        """Makes the directory, takes its lock, removes what --overwrite gives up, writes the resolved recipe. Once."""
+        if self._opened:
+            return
+        self._opened = True
         is_new = not self.path.exists()
         with written(f"--run-dir {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -137,6 +151,12 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints.folder):
             for leftover in folder.glob(TEMPORARY):  # of a run that was killed
                 leftover.unlink(missing_ok=True)
+
+
+class _Part(RunDirectory):
+    def open(self) -> None:
+        with written(f"--run-dir {self.path}"):
+            self.path.mkdir(exist_ok=True)
 
 
 def config_text(about: dict[str, str], recipe: Recipe) -> str:

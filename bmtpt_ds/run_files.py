@@ -9,6 +9,7 @@ from bmtpt_ds.errors import UserError
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
 RUNS = "runs"  # of several runs side by side: a directory of each
+PARTS = ("teachers", "probe")  # of methods whose stage has a part before it: MPT's teachers, SPoT's probe
 # what may differ when a run goes on: it changes how it runs, not what it computes
 FREE = (
     *(f"run.{key}" for key in RunConfig.model_fields if key != "seed"),

@@ -50,7 +50,7 @@ class Session:
         """The longest row that these tasks can have."""
         tasks = list(tasks)
         source = max(map(self.encoder.max_source_length, tasks))
-        return RowShape(self.recipe.prompt.length + source, max(map(self.encoder.max_target_length, tasks)))
+        return RowShape(self.recipe.prompt_length + source, max(map(self.encoder.max_target_length, tasks)))
 
     def initial_prompts(self, count: int) -> torch.Tensor:
         """`count` prompts [count, L, H] as the recipe begins them; all ranks must ask together."""
@@ -76,7 +76,7 @@ class Session:
             "model": self.recipe.model.name_or_path,
             "weights": self.model.weights,
             "tokenizer": tokenizer_digest(self.encoder.tokenizer),
-            "length": self.recipe.prompt.length,
+            "length": self.recipe.prompt_length,
             "hidden_size": self.model.hidden_size,
             "seed": self.recipe.run.seed,
             "versions": versions(),

@@ -15,13 +15,13 @@ import torch
 from bmtpt_ds.checkpoint import Checkpoints
 from bmtpt_ds.config import SourceConfig
 from bmtpt_ds.data.ahead import Ahead
-from bmtpt_ds.data.order import rows_of_step, tasks_of_step
+from bmtpt_ds.data.order import drawn_rows, tasks_of_step
 from bmtpt_ds.data.splits import TaskSplits
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows, score_prompts
-from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
+from bmtpt_ds.losses import GradientPass, LateFlags, Prompts, StepGradient
 from bmtpt_ds.parallel import Grid, Ranks, Sharded, particle_ranks
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.runlog import RunLog, is_log_step, steps_since_line
@@ -173,7 +173,7 @@ class SourceSteps:
         with self._phases("data"):
             work = self._ahead.take(step)
         backbone.train(backbone.train_while_tuning)
-        gradient = self._gradient_of(posterior.particles, work, step, self._stop)
+        gradient = self._gradient_of(Prompts(posterior.particles), work, step, self._stop)
         diagnostics = svgd_step(self._source, self._backend, self._model.ranks, posterior, gradient, step, self._phases)
         posterior.step = step
         self._phases.count_step()
@@ -184,12 +184,9 @@ def draw_rows(
     source: SourceConfig, seed: int, step: int, tasks: Sequence[TaskSplits], encoder: RowEncoder
 ) -> list[TokenRow]:
     """The kappa * R rows of a step, a pure function of seed and step (section 4.2.1: tasks without replacement)."""
-    rows = []
-    for k in tasks_of_step(seed, step, len(tasks), source.kappa):
-        task, train = tasks[k].task, tasks[k].splits.train
-        for i in rows_of_step(seed, step, task.name, len(train), source.rows_per_task):
-            rows.append(encoder.encode(task, train[i]))
-    return rows
+    sizes = {task.name: len(splits.train) for task, splits in tasks}
+    drawn = drawn_rows(seed, step, sizes, source.kappa, source.rows_per_task)
+    return [encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in drawn]
 
 
 def svgd_step(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bmtpt_ds.config import Recipe, deepspeed_json
+from bmtpt_ds.config.methods import SOURCE_KIND, TUNES_WEIGHTS, WITHOUT_SOURCE
 from bmtpt_ds.data.prepared import Prepared
 from bmtpt_ds.data.splits import Splits, few_shot, load_task
 from bmtpt_ds.errors import UserError
@@ -20,7 +21,55 @@ def read_deepspeed(recipe: Recipe, json_name: str | None) -> dict[str, Any]:
     name = json_name or DEFAULT_JSON
     ds = deepspeed_json.load(name)
     deepspeed_json.check(ds, dtype=recipe.model.dtype, source=name)
+    if recipe.method in TUNES_WEIGHTS and deepspeed_json.stage(ds):
+        raise UserError(
+            f"{name}: method {recipe.method} tunes weights of a model that is whole: give stage 0 (resident)"
+        )
     return ds
+
+
+def check_source_method(recipe: Recipe) -> None:
+    """Refuses a source stage that the recipe's method cannot have.
+
+    Raises:
+        UserError: a method without one; tasks or ranks that its prompts cannot share.
+    """
+    method, source = recipe.method, recipe.source
+    if method in WITHOUT_SOURCE:
+        raise UserError(f"method {method} has no source stage: `bmtpt adapt --particles none` is all of it")
+    if SOURCE_KIND[method] == "a prompt a task" and source.kappa < len(source.tasks):
+        raise UserError(
+            f"source.tasks_per_step: {source.kappa}, but method {method} trains every task's own prompt in every step: "
+            "set it to all"
+        )
+    if SOURCE_KIND[method] != "particles" and source.particle_ranks not in ("auto", 1):
+        raise UserError(
+            f"source.particle_ranks: {source.particle_ranks}, but method {method} has no particles: set auto"
+        )
+
+
+def check_target_method(recipe: Recipe, particles: str) -> None:
+    """Refuses what `--particles` says where the recipe's method cannot begin there.
+
+    Raises:
+        UserError: prompts for a method that takes none, none for one that needs some.
+    """
+    method = recipe.method
+    if method in WITHOUT_SOURCE and particles != "none":
+        raise UserError(f"--particles {particles}: method {method} begins without any; give none")
+    if method not in ("bmtpt", *WITHOUT_SOURCE) and particles == "none":
+        raise UserError(
+            f"--particles none: method {method} begins at {SOURCE_KIND[method]} of its source stage; "
+            f"give a run of `bmtpt source` with method={method}"
+        )
+
+
+def rows_of_source_step(recipe: Recipe) -> int:
+    """Rows times prompts of a step of the source stage over all ranks."""
+    source, kind = recipe.source, SOURCE_KIND.get(recipe.method)
+    prompts = {"particles": source.kappa * source.particles, "a prompt a task": len(source.tasks)}
+    both = 2 * source.kappa if recipe.mpt.distillation else source.kappa  # of MPT's students and their teachers
+    return prompts.get(kind, max(both, len(source.tasks))) * source.rows_per_task
 
 
 def source_tasks(recipe: Recipe) -> list[Task]:

@@ -18,10 +18,10 @@ from bmtpt_ds.adaptation.prior import Prior
 from bmtpt_ds.adaptation.reports import log_losses, validate
 from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.state import Adaptation
+from bmtpt_ds.adaptation.tuned import Tuned
 from bmtpt_ds.checkpoint import Checkpoints
 from bmtpt_ds.config import TargetConfig
 from bmtpt_ds.data.ahead import Ahead
-from bmtpt_ds.data.order import mixed_batch
 from bmtpt_ds.data.tokens import RowEncoder, TokenRow, upload
 from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
@@ -74,21 +74,24 @@ def adapt(
     def draw(step: int) -> tuple[StepRows, torch.Tensor]:
         return draw_rows(runs, step, session.encoder)
 
-    with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop) as next_step:
+    length = adaptation.tuned.length
+    with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop, length) as next_step:
         while True:
             if _validation_due(target, adaptation.step) and adaptation.validated < adaptation.step:
                 with phases.paused():
                     validate(session, runs, validation, prior.centre, adaptation, log)
             if adaptation.step == target.steps:
+                if target.eval_every is None:
+                    adaptation.keep_last()
                 return
             found = next_step(adaptation)
             step = adaptation.step
             logged = is_log_step(step, run.log_every, target.steps)
             # saved before a validation too: one that a signal breaks off is done again on resume
-            saved = step % run.save_every == 0 or _validation_due(target, step)
+            saved = step % run.save_every == 0 or step == target.steps or _validation_due(target, step)
             stop = _heed(flags.read(step, found.flags, now=logged or saved), adaptation, runs)
             if logged:
-                log_losses(log, runs, adaptation, learning_rates(target, step), found.imbalance)
+                log_losses(log, runs, adaptation, learning_rates(target, adaptation.tuned, step), found.imbalance)
             log.advance(step)
             if saved or stop:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
                 state = about | adaptation.counters()
@@ -109,14 +112,15 @@ class TargetSteps:
         phases: Phases,
         draw: Callable[[int], tuple[StepRows, torch.Tensor]],
         stop: StopSignal,
+        length: int,
     ):
         """
         Args:
             draw: the rows of a step and their counts [R, N], the same on all ranks; called in a thread.
+            length: L.
         """
         self._target, self._model, self._gradient_of, self._prior = target, model, gradient_of, prior
         self._phases, self._stop = phases, stop
-        length = prior.particles.shape[-2]
 
         def drawn(step: int) -> Drawn:
             rows, counts = draw(step)
@@ -137,9 +141,9 @@ class TargetSteps:
         with self._phases("data"):
             drawn = self._ahead.take(step)
         backbone.train(backbone.train_while_tuning)
-        found = self._gradient_of(adaptation.prompt.compose().flatten(0, 1), drawn.work, step, self._stop)
+        found = self._gradient_of(adaptation.tuned.through(), drawn.work, step, self._stop)
         counts = upload(drawn.counts, ranks.device)
-        update(self._target, adaptation, self._prior, found.gradient, found.losses, counts, step, ranks, self._phases)
+        update(self._target, adaptation, self._prior, found.gradients, found.losses, counts, step, ranks, self._phases)
         adaptation.step = step
         self._phases.count_step()
         return found
@@ -156,7 +160,7 @@ def draw_rows(runs: Sequence[TargetRun], step: int, encoder: RowEncoder) -> tupl
     prompt_of: list[int] = []
     counts = torch.zeros(len(runs), len(runs[0].tasks))
     for r, run in enumerate(runs):
-        for k, i in mixed_batch(run.seed, step, run.train_sizes, run.batch_size):
+        for k, i in run.draw(step):
             task, splits = run.tasks[k]
             rows.append(encoder.encode(task, splits.train[i]))
             weights.append(1 / run.batch_size)
@@ -170,89 +174,70 @@ def update(
     target: TargetConfig,
     adaptation: Adaptation,
     prior: Prior,
-    gradient: torch.Tensor,
+    gradients: Sequence[torch.Tensor],
     losses: torch.Tensor,
     counts: torch.Tensor,
     step: int,
     ranks: Ranks,
     phases: Phases,
 ) -> None:
-    """One step on W and every a and b of every run: rank 0's, which the others take over.
+    """One step on all that is trained of every run: rank 0's, which the others take over.
 
     The loss of a run is the mean over its batch of row loss and prior of the row's prompt (Eq. 6 for one task). A run
     with a gradient that is not finite keeps every bit, but for its count of such steps; the host does not wait to find
     out. A task without a row in the batch has a gradient of 0: Adam's momentum alone moves its a and b.
 
     Args:
-        gradient: [R * N, L, H], of the mean row loss with respect to the composed prompts.
+        gradients: of the mean row loss with respect to what rows are read through, R * N or R in front of each.
         losses: [R * N], what the rows of each prompt add to that mean.
         counts: [R, N], rows of each task in the batch.
     """
-    runs, tasks = counts.shape
-    gradient, losses = gradient.unflatten(0, (runs, tasks)), losses.view(runs, tasks)
-    rows = counts.sum(dim=1)  # [R]
+    tuned, losses, rows = adaptation.tuned, losses.view_as(counts), counts.sum(dim=1)  # [R]
+    of_runs = [gradient.reshape(len(counts), -1) for gradient in gradients]
+    prior_loss = prior_norm = torch.zeros_like(rows)
     with phases("prior"):
-        prior_loss, of_prior = _prior_gradient(adaptation, prior, counts / rows[:, None])
-    finite = torch.isfinite(gradient.flatten(1)).all(dim=1) & torch.isfinite(losses).all(dim=1)  # [R]
+        if prior.kind != "none":
+            prior_loss, of_prior = prior.gradient(tuned.composed(), counts / rows[:, None])
+            prior_norm = of_prior.flatten(1).norm(dim=1)
+            gradients = [gradients[0] + of_prior.view_as(gradients[0])]
+    finite = torch.isfinite(losses).all(dim=1)  # [R]
+    for gradient in of_runs:
+        finite &= torch.isfinite(gradient).all(dim=1)
 
     # everything is computed, then kept or not on the device: a branch here would wait for it
     def keep(old: torch.Tensor, new: torch.Tensor) -> None:
         old.copy_(torch.where(finite.view(-1, *[1] * (old.ndim - 1)), new, old))
 
     with phases("update"):
-        gradients = _through_composition(adaptation, gradient + of_prior)
-        _step(target, adaptation, gradients, learning_rates(target, step), keep)
+        _step(target, adaptation, tuned.pull_back(gradients), step, keep)
         keep(adaptation.losses, adaptation.losses + losses * rows[:, None])
         keep(adaptation.rows, adaptation.rows + counts)
         keep(adaptation.prior, adaptation.prior + prior_loss * rows)
-        keep(adaptation.norms, torch.stack([p.flatten(1).norm(dim=1) for p in (gradient, of_prior)], dim=1))
+        likelihood = torch.stack([gradient.norm(dim=1) for gradient in of_runs]).norm(dim=0)
+        keep(adaptation.norms, torch.stack([likelihood, prior_norm], dim=1))
         adaptation.taken += finite
         adaptation.skipped += ~finite
         adaptation.skipped_in_a_row += 1
         keep(adaptation.skipped_in_a_row, torch.zeros_like(adaptation.skipped_in_a_row))
     with phases("broadcast"):
-        for tensor in adaptation.prompt.tensors():
+        for tensor in tuned.trained.values():
             ranks.broadcast_(tensor)
-
-
-def _prior_gradient(adaptation: Adaptation, prior: Prior, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean of its rows' priors of each run, [R], and its gradient with respect to the composed prompts
-    [R, N, L, H].
-
-    Args:
-        share: [R, N], of the batch's rows those of each task.
-    """
-    theta = adaptation.prompt.compose()
-    if prior.kind == "none":
-        return theta.new_zeros(len(theta)), torch.zeros_like(theta)
-    with torch.enable_grad():
-        theta.requires_grad_()
-        loss = (share * prior.negative_log(theta)).sum(dim=1)
-        (gradient,) = torch.autograd.grad(loss.sum(), theta)
-    return loss.detach(), gradient
-
-
-def _through_composition(adaptation: Adaptation, gradient: torch.Tensor) -> list[torch.Tensor]:
-    """Gradients of W, a and b from that of the composed prompts [R, N, L, H]."""
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in adaptation.prompt.tensors()]
-        composed = type(adaptation.prompt)(*leaves).compose()
-        return list(torch.autograd.grad(composed, leaves, gradient))
 
 
 def _step(
     target: TargetConfig,
     adaptation: Adaptation,
-    gradients: list[torch.Tensor],
-    rates: Mapping[str, float],
+    gradients: Mapping[str, torch.Tensor],
+    step: int,
     keep: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> None:
     """The optimizer's step; `keep(old, new)` writes where a run's gradient was finite."""
     if target.clip_norm is not None:
-        factor = clip_factor(gradients, target.clip_norm)
-        gradients = [gradient * factor.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
-    lrs = (rates["lr_full"], rates["lr_low_rank"], rates["lr_low_rank"])
-    for (name, value), gradient, lr in zip(vars(adaptation.prompt).items(), gradients, lrs, strict=True):
+        factor = clip_factor(list(gradients.values()), target.clip_norm)
+        gradients = {name: g * factor.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
+    rates = learning_rates(target, adaptation.tuned, step)
+    for name, value in adaptation.tuned.trained.items():
+        gradient, lr = gradients[name], rates[adaptation.tuned.rate_of(name)]
         decayed = value * (1 - lr * target.weight_decay)
         if target.optimizer == "sgd":
             keep(value, decayed - lr * gradient)
@@ -264,14 +249,15 @@ def _step(
             keep(old, new)
 
 
-def learning_rates(target: TargetConfig, step: int) -> dict[str, float]:
-    """Of W (`lr_full`) and of a and b (`lr_low_rank`)."""
+def learning_rates(target: TargetConfig, tuned: Tuned, step: int) -> dict[str, float]:
+    """Those that something trained has: of a prompt's W `lr_full`, of its a and b `lr_low_rank`."""
     factor = learning_rate_factor(step, steps=target.steps, warmup_steps=target.warmup_steps, schedule=target.schedule)
-    return {"lr_full": target.lr_full * factor, "lr_low_rank": target.lr_low_rank * factor}
+    bases = {"lr_full": target.lr_full, "lr_low_rank": target.lr_low_rank, **tuned.own_rates}
+    return {name: bases[name] * factor for name in dict.fromkeys(map(tuned.rate_of, tuned.trained))}
 
 
 def _validation_due(target: TargetConfig, step: int) -> bool:
-    return step > 0 and (step % target.eval_every == 0 or step == target.steps)
+    return target.eval_every is not None and step > 0 and (step % target.eval_every == 0 or step == target.steps)
 
 
 def _heed(flags: Iterable[tuple[int, bool, bool]], adaptation: Adaptation, runs: Sequence[TargetRun]) -> bool:

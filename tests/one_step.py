@@ -6,7 +6,7 @@ import torch
 
 from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.data.work import StepRows
-from bmtpt_ds.losses import GradientPass, StepGradient
+from bmtpt_ds.losses import GradientPass, Prompts, StepGradient
 from bmtpt_ds.stopping import StopSignal
 
 
@@ -18,4 +18,4 @@ def gradient_of_rows(
     prompt_of: Sequence[int] | None = None,
 ) -> StepGradient:
     work = gradient_pass.prepare(StepRows.evenly(rows, prompt_of), *prompts.shape[:2])
-    return gradient_pass(prompts, work, step, StopSignal())
+    return gradient_pass(Prompts(prompts), work, step, StopSignal())

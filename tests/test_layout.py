@@ -14,6 +14,7 @@ ROOMS = (
     "arguments",
     "export",
     "commands",
+    "methods",
     "source",
     "target",
     "adaptation",

@@ -127,10 +127,10 @@ def test_the_best_by_the_mean_is_kept(finished: Finished, tmp_path: Path) -> Non
     assert (last["best"], last["best_step"]) == (max(means), [3, 6][means.index(max(means))])
     checkpoint = load_file(finished.run / "checkpoints" / f"step-{last['best_step']:08d}.safetensors")
     prompt = load_file(finished.run / "prompt.safetensors")
-    assert torch.equal(prompt["full"], checkpoint["prompt.full"][0])
+    assert torch.equal(prompt["full"], checkpoint["tuned.full"][0])
     for k, task in enumerate(TASKS):
-        assert torch.equal(prompt[f"{task}.a"], checkpoint["prompt.a"][0, k])
-        assert torch.equal(prompt[f"{task}.b"], checkpoint["prompt.b"][0, k])
+        assert torch.equal(prompt[f"{task}.a"], checkpoint["tuned.a"][0, k])
+        assert torch.equal(prompt[f"{task}.b"], checkpoint["tuned.b"][0, k])
     kept = tmp_path / "validation.json"
     assert main(["evaluate", "--prompt", str(finished.run), "--split", "validation", "--json", str(kept)]) == 0
     assert json.loads(kept.read_text())["mean"] == pytest.approx(max(means))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bmtpt_ds.adaptation.tuned import TunedPrompt
 from bmtpt_ds.config import TargetConfig
 from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.losses import GradientPass
@@ -80,16 +81,16 @@ def test_update_follows_the_gradient_of_equation_6(loaded, kind: str, task_of: l
     )
     tasks = max(task_of) + 1
     prior = Prior(kind, PARTICLES, 3.0)
-    adaptation = Adaptation(prior.centre[None], tasks, target)
+    adaptation = Adaptation(TunedPrompt.begin(prior.centre[None], tasks), target)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for tensor in adaptation.prompt.tensors():
+        for tensor in adaptation.tuned.tensors():
             tensor += 0.3 * torch.randn(tensor.shape, generator=draw)
-    before = [t[0].clone().double() for t in adaptation.prompt.tensors()]
-    gradient_pass, theta = GradientPass(loaded, 0, 10**9, 0, Phases(CPU)), adaptation.prompt.compose()[0]
+    before = [t[0].clone().double() for t in adaptation.tuned.tensors()]
+    gradient_pass, theta = GradientPass(loaded, 0, 10**9, 0, Phases(CPU)), adaptation.tuned.compose()[0]
     found = gradient_of_rows(gradient_pass, theta, ROWS, prompt_of=task_of)
     counts = torch.bincount(torch.tensor(task_of), minlength=tasks)[None].float()
-    update(target, adaptation, prior, found.gradient, found.losses, counts, 1, loaded.ranks, Phases(CPU))
+    update(target, adaptation, prior, found.gradients, found.losses, counts, 1, loaded.ranks, Phases(CPU))
     prior_loss = adaptation.prior[0] / len(ROWS)
 
     exact = copy.deepcopy(loaded.backbone).double()
@@ -97,7 +98,7 @@ def test_update_follows_the_gradient_of_equation_6(loaded, kind: str, task_of: l
     with torch.no_grad():
         whole = objective(exact, before, prior64, task_of).item()
     assert (found.losses.sum() + prior_loss).item() == pytest.approx(whole, rel=1e-4)
-    moved = [(old - new[0]).flatten() for old, new in zip(before, adaptation.prompt.tensors(), strict=True)]
+    moved = [(old - new[0]).flatten() for old, new in zip(before, adaptation.tuned.tensors(), strict=True)]
     for which, rate in enumerate((2.0, 0.5, 0.5)):
         for entry in range(0, before[which].numel(), max(1, before[which].numel() // 5)):
 
@@ -119,14 +120,14 @@ def drift(loaded, sigma: float, kind: str = "gaussian") -> float:
     """How far 60 steps of Adam take the prompt, relative to the centre."""
     target = TargetConfig(steps=60, warmup_steps=5, prior=kind, sigma=sigma, lr_full=0.05, lr_low_rank=0.05)
     prior = Prior(kind, PARTICLES, sigma)
-    adaptation = Adaptation(prior.centre[None], 1, target)
+    adaptation = Adaptation(TunedPrompt.begin(prior.centre[None], 1), target)
     gradient_pass = GradientPass(loaded, 0, 10**9, 0, Phases(CPU))
     for step in range(1, 61):
-        found = gradient_of_rows(gradient_pass, adaptation.prompt.compose()[0], ROWS, step)
+        found = gradient_of_rows(gradient_pass, adaptation.tuned.compose()[0], ROWS, step)
         update(
-            target, adaptation, prior, found.gradient, found.losses, torch.ones(1, 1), step, loaded.ranks, Phases(CPU)
+            target, adaptation, prior, found.gradients, found.losses, torch.ones(1, 1), step, loaded.ranks, Phases(CPU)
         )
-    moved = adaptation.prompt.compose()[0, 0] - prior.centre
+    moved = adaptation.tuned.compose()[0, 0] - prior.centre
     return (moved.norm() / prior.centre.norm()).item()
 
 
@@ -144,12 +145,14 @@ class Alone:
 
 def test_clipping_bounds_the_whole_gradient_of_each_run() -> None:
     target = TargetConfig(optimizer="sgd", lr_full=1.0, lr_low_rank=1.0, clip_norm=0.5, warmup_steps=0, steps=10)
-    adaptation = Adaptation(PARTICLES[:2], 2, target)
-    before = [t.clone() for t in adaptation.prompt.tensors()]
+    adaptation = Adaptation(TunedPrompt.begin(PARTICLES[:2], 2), target)
+    before = [t.clone() for t in adaptation.tuned.tensors()]
     gradient = torch.ones(2, 2, 4, 32) * torch.tensor([1.0, 1e-5])[:, None, None, None]
     prior = Prior("none", PARTICLES, 1.0)
-    update(target, adaptation, prior, gradient.flatten(0, 1), torch.ones(4), torch.ones(2, 2), 1, Alone(), Phases(CPU))
-    moved = [(t - b).flatten(1) for t, b in zip(adaptation.prompt.tensors(), before, strict=True)]
+    update(
+        target, adaptation, prior, [gradient.flatten(0, 1)], torch.ones(4), torch.ones(2, 2), 1, Alone(), Phases(CPU)
+    )
+    moved = [(t - b).flatten(1) for t, b in zip(adaptation.tuned.tensors(), before, strict=True)]
     norms = torch.cat(moved, dim=1).norm(dim=1)
     assert norms[0].item() == pytest.approx(0.5, rel=1e-4)
     assert 1e-4 < norms[1].item() < 0.4  # below the bound: as it was
@@ -157,14 +160,14 @@ def test_clipping_bounds_the_whole_gradient_of_each_run() -> None:
 
 def steps(adaptation: Adaptation, target: TargetConfig, prior: Prior, first: int, last: int, poisoned=()) -> None:
     """Steps with gradients of their own; those of the second run are not finite at the `poisoned` ones."""
-    runs = len(adaptation.prompt.full)
+    runs = len(adaptation.tuned.full)
     for step in range(first, last + 1):
         gradient = torch.randn(2, 3, 4, 32, generator=torch.Generator().manual_seed(step))[-runs:]
         if step in poisoned:
             gradient[-1, 1, 2, 3] = torch.nan
         counts = torch.tensor([[16.0, 8.0, 8.0]]).repeat(runs, 1)
         losses = gradient.sum(dim=(2, 3)).flatten()
-        update(target, adaptation, prior, gradient.flatten(0, 1), losses, counts, step, Alone(), Phases(CPU))
+        update(target, adaptation, prior, [gradient.flatten(0, 1)], losses, counts, step, Alone(), Phases(CPU))
         adaptation.step = step
 
 
@@ -172,7 +175,7 @@ def steps(adaptation: Adaptation, target: TargetConfig, prior: Prior, first: int
 def test_checkpoint_of_an_adaptation_restores_every_bit(optimizer: str) -> None:
     target = TargetConfig(steps=10, warmup_steps=0, optimizer=optimizer)
     prior = Prior("gaussian", PARTICLES, 10.0)
-    whole, begun, resumed = (Adaptation(PARTICLES[:2], 3, target) for _ in range(3))
+    whole, begun, resumed = (Adaptation(TunedPrompt.begin(PARTICLES[:2], 3), target) for _ in range(3))
     steps(whole, target, prior, 1, 6, poisoned=[2])
     steps(begun, target, prior, 1, 3, poisoned=[2])
     begun.keep_better([7.0, 8.0])
@@ -190,7 +193,7 @@ def test_a_run_steps_as_torch_does_and_skips_alone(optimizer: str) -> None:
     """Two sound steps, one whose gradient is not finite in the second run, two more: torch skips that one too."""
     options = {"optimizer": optimizer, "weight_decay": 0.1, "schedule": "constant", "warmup_steps": 0, "steps": 9}
     target, prior = TargetConfig(**options), Prior("none", PARTICLES, 1.0)
-    found = Adaptation(PARTICLES[:2], 3, target)
+    found = Adaptation(TunedPrompt.begin(PARTICLES[:2], 3), target)
     steps(found, target, prior, 1, 5, poisoned=[3])
     assert found.taken.tolist() == [5, 4]
     assert found.skipped.tolist() == [0, 1]
@@ -206,17 +209,17 @@ def test_a_run_steps_as_torch_does_and_skips_alone(optimizer: str) -> None:
             prompt.compose().backward(gradient)
             torch.nn.utils.clip_grad_norm_(leaves, 1.0)
             theirs.step()
-        for ours, expected in zip(found.prompt.of_run(run).tensors(), leaves, strict=True):
+        for ours, expected in zip(found.tuned.of_run(run).tensors(), leaves, strict=True):
             torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_of_several_is_the_run_alone() -> None:
     """Priors, clipping, optimizer: no run sees another."""
     target = TargetConfig(steps=10, warmup_steps=0, prior="mixture", sigma=3.0)
-    together = Adaptation(PARTICLES[:2], 3, target)
+    together = Adaptation(TunedPrompt.begin(PARTICLES[:2], 3), target)
     own = torch.stack([PARTICLES, PARTICLES.flip(0)])  # of each run its own, as where each begins from its vocabulary
     steps(together, target, Prior("mixture", own, 3.0), 1, 4)
-    alone = Adaptation(PARTICLES[1:2], 3, target)
+    alone = Adaptation(TunedPrompt.begin(PARTICLES[1:2], 3), target)
     steps(alone, target, Prior("mixture", own[1:], 3.0), 1, 4)
     for name, value in alone.tensors().items():
         torch.testing.assert_close(together.tensors()[name][1:], value)
@@ -226,10 +229,18 @@ def test_an_update_reads_nothing_back() -> None:
     """Fake tensors hold no values: an item(), a float() or a branch on one raises."""
     target = TargetConfig(steps=10, warmup_steps=0)
     with FakeTensorMode():
-        adaptation = Adaptation(torch.randn(2, 4, 32), 3, target)
+        adaptation = Adaptation(TunedPrompt.begin(torch.randn(2, 4, 32), 3), target)
         prior = Prior("mixture", torch.randn(2, 5, 4, 32), 3.0)
         update(
-            target, adaptation, prior, torch.randn(6, 4, 32), torch.randn(6), torch.ones(2, 3), 1, Alone(), Phases(CPU)
+            target,
+            adaptation,
+            prior,
+            [torch.randn(6, 4, 32)],
+            torch.randn(6),
+            torch.ones(2, 3),
+            1,
+            Alone(),
+            Phases(CPU),
         )
         with pytest.raises(RuntimeError):  # so the above can fail
             adaptation.taken.tolist()

@@ -32,3 +32,16 @@ class Prior:
         apart = theta.unsqueeze(-3) - self.particles.unsqueeze(-4)  # [..., N, M, L, H]
         distances = apart.square().sum(dim=(-2, -1))
         return math.log(apart.shape[-3]) - torch.logsumexp(-distances / (2 * self.sigma**2), dim=-1)
+
+    def gradient(self, theta: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean of its rows' priors of each run, [R], and its gradient with respect to the prompts [R, N, L, H].
+
+        Args:
+            theta: the prompts.
+            share: [R, N], of the batch's rows those of each task.
+        """
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            loss = (share * self.negative_log(theta)).sum(dim=1)
+            (gradient,) = torch.autograd.grad(loss.sum(), theta)
+        return loss.detach(), gradient

@@ -7,21 +7,24 @@ import torch
 
 from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.state import Adaptation
+from bmtpt_ds.adaptation.tuned import Tuned
 from bmtpt_ds.evaluate import EncodedRows, Scored, score_prompts
 from bmtpt_ds.runlog import RunLog
 from bmtpt_ds.session import Session
 
 
 def score_runs(
-    session: Session, runs: Sequence[TargetRun], prompts: torch.Tensor, rows: Mapping[str, EncodedRows]
+    session: Session, runs: Sequence[TargetRun], tuned: Tuned, rows: Mapping[str, EncodedRows]
 ) -> list[dict[str, Scored]]:
     """The scores of every run, by task, each task's by its own metrics.
 
     Args:
-        prompts: [R, N, L, H].
+        tuned: of as many runs and tasks.
         rows: the split that is scored, by task.
     """
-    asked = [(prompts[r, k], rows[task.name]) for r, run in enumerate(runs) for k, (task, _) in enumerate(run.tasks)]
+    asked = [
+        (tuned.answering(r, k), rows[task.name]) for r, run in enumerate(runs) for k, (task, _) in enumerate(run.tasks)
+    ]
     scored = iter(score_prompts(session, asked))
     return [{task.name: next(scored) for task, _ in run.tasks} for run in runs]
 
@@ -34,19 +37,20 @@ def validate(
     adaptation: Adaptation,
     log: RunLog,
 ) -> None:
-    """Scores the prompts on the validation rows; keeps a run's if no mean over its tasks was better.
+    """Scores what is trained on the validation rows; keeps a run's if no mean over its tasks was better.
 
     Logs how far they have moved from the `centres` [R, L, H].
     """
-    theta = adaptation.prompt.compose()
     scores = [
         {task: scored.score.score for task, scored in of_run.items()}
-        for of_run in score_runs(session, runs, theta, rows)
+        for of_run in score_runs(session, runs, adaptation.tuned, rows)
     ]
     means = [fmean(of_run.values()) for of_run in scores]
     adaptation.keep_better(means)
     adaptation.validated = adaptation.step
-    moved = ((theta - centres[:, None]).norm(dim=(2, 3)) / centres.norm(dim=(1, 2))[:, None]).tolist()
+    theta, moved = adaptation.tuned.composed(), None
+    if theta is not None:
+        moved = ((theta - centres[:, None]).norm(dim=(2, 3)) / centres.norm(dim=(1, 2))[:, None]).tolist()
     ratios = [prior / likelihood if likelihood else None for likelihood, prior in adaptation.norms.tolist()]
     lines = {}
     for r, run in enumerate(runs):
@@ -55,8 +59,9 @@ def validate(
             "step": adaptation.step,
             "validation": scores[r] | {"mean": means[r]} | best,
             "prior_gradient_ratio": ratios[r],
-            "relative_distance": dict(zip(scores[r], moved[r], strict=True)),
         }
+        if moved is not None:
+            lines[run.name]["relative_distance"] = dict(zip(scores[r], moved[r], strict=True))
     tasks = dict.fromkeys(task for of_run in scores for task in of_run)
     over_runs = {task: fmean(of_run[task] for of_run in scores if task in of_run) for task in tasks}
     log.line_of_runs({"step": adaptation.step, "validation": over_runs | {"mean": fmean(means)}}, lines)

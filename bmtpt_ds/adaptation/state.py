@@ -4,46 +4,42 @@ import math
 
 import torch
 
+from bmtpt_ds.adaptation.tuned import Tuned
 from bmtpt_ds.config import TargetConfig
-from bmtpt_ds.model.prompts import ComposedPrompt
 
 
 class Adaptation:
     """The same on all ranks."""
 
-    def __init__(self, centres: torch.Tensor, tasks: int, target: TargetConfig):
+    def __init__(self, begun: Tuned, target: TargetConfig):
         """
         Args:
-            centres: [R, L, H] float32, where the runs' prompts begin.
-            tasks: N.
+            begun: what is trained, as it begins; changed in place.
         """
-        runs = len(centres)
-        self.prompt = ComposedPrompt.start_at(centres, tasks)
-        self.best = ComposedPrompt.start_at(centres, tasks)
+        runs, tasks = begun.runs, begun.tasks
+        like = next(iter(begun.trained.values()))
+        self.tuned, self.best = begun, begun.clone()
         self.best_score, self.best_step = [-math.inf] * runs, [0] * runs
         self.step, self.validated = 0, 0
-        self.moments = _moments(self.prompt, target)  # of the optimizer
-        self.taken = torch.zeros(runs, dtype=torch.int64, device=centres.device)  # its steps: those not skipped
+        self.moments = _moments(begun, target)  # of the optimizer
+        self.taken = torch.zeros(runs, dtype=torch.int64, device=like.device)  # its steps: those not skipped
         self.skipped, self.skipped_in_a_row = torch.zeros_like(self.taken), torch.zeros_like(self.taken)
-        self.losses = centres.new_zeros(runs, tasks)  # of the tasks' rows, summed since the last line of the log
-        self.rows = centres.new_zeros(runs, tasks)  # how many these were
-        self.prior = centres.new_zeros(runs)  # of these rows' prompts, summed
-        self.norms = centres.new_zeros(runs, 2)  # of the last step's likelihood and prior gradients
+        self.losses = like.new_zeros(runs, tasks)  # of the tasks' rows, summed since the last line of the log
+        self.rows = like.new_zeros(runs, tasks)  # how many these were
+        self.prior = like.new_zeros(runs)  # of these rows' prompts, summed
+        self.norms = like.new_zeros(runs, 2)  # of the last step's likelihood and prior gradients
 
     def describe(self) -> str:
         """In a few words for a person."""
-        runs, tasks, length = self.prompt.a.shape
-        hidden = self.prompt.full.shape[-1]
-        what = f"{tasks} prompts of {length} x {hidden} with one W" if tasks > 1 else f"a prompt of {length} x {hidden}"
-        what += f", {self.prompt.parameters_a_task():,.0f} parameters{' a task' * (tasks > 1)}"
+        runs, what = self.tuned.runs, self.tuned.describe()
         return what if runs == 1 else f"{runs} runs side by side, in each {what}"
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views of everything; writing into them restores it."""
         names = ("taken", "skipped", "skipped_in_a_row", "losses", "rows", "prior", "norms")
         named = {name: getattr(self, name) for name in names}
-        for prefix, prompt in (("prompt", self.prompt), ("best", self.best)):
-            named |= {f"{prefix}.{name}": value for name, value in vars(prompt).items()}
+        for prefix, tuned in (("tuned", self.tuned), ("best", self.best)):
+            named |= {f"{prefix}.{name}": value for name, value in tuned.trained.items()}
         return named | {f"optimizer.{name}": value for name, value in self.moments.items()}
 
     def counters(self) -> dict:
@@ -58,14 +54,23 @@ class Adaptation:
         self.best_step, self.validated, self.step = list(saved["best_step"]), saved["validated"], saved["step"]
 
     def keep_better(self, scores: list[float]) -> None:
-        """Keeps the prompt of every run whose score [R] no earlier validation reached."""
+        """Keeps what every run has whose score [R] no earlier validation reached."""
         for run, score in enumerate(scores):
             if score > self.best_score[run]:
-                self.best_score[run], self.best_step[run] = score, self.step
-                for best, now in zip(self.best.tensors(), self.prompt.tensors(), strict=True):
-                    best[run].copy_(now[run])
+                self.best_score[run] = score
+                self._keep(run)
+
+    def keep_last(self) -> None:
+        """Keeps what every run has, where no validation decides."""
+        for run in range(self.tuned.runs):
+            self._keep(run)
+
+    def _keep(self, run: int) -> None:
+        self.best_step[run] = self.step
+        for name, best in self.best.trained.items():
+            best[run].copy_(self.tuned.trained[name][run])
 
 
-def _moments(prompt: ComposedPrompt, target: TargetConfig) -> dict[str, torch.Tensor]:
+def _moments(tuned: Tuned, target: TargetConfig) -> dict[str, torch.Tensor]:
     kept = () if target.optimizer == "sgd" else ("exp_avg", "exp_avg_sq")
-    return {f"{name}.{moment}": torch.zeros_like(value) for name, value in vars(prompt).items() for moment in kept}
+    return {f"{name}.{moment}": torch.zeros_like(value) for name, value in tuned.trained.items() for moment in kept}

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import torch
-
 from bmtpt_ds.answers import PromptedTask, Question, Scoring, answer
 from bmtpt_ds.checkpoint import Stored
 from bmtpt_ds.commands.text_lines import read_lines, write_answers
 from bmtpt_ds.config import Recipe, override_recipe
+from bmtpt_ds.config.methods import TUNES_WEIGHTS
 from bmtpt_ds.data.tokens import RowEncoder
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.methods import reader
 from bmtpt_ds.progress import Pass
-from bmtpt_ds.prompt_files import check_belongs, check_one_model, prompt_for, read_run
+from bmtpt_ds.prompt_files import check_answers, check_belongs, check_one_model, read_run
 from bmtpt_ds.run_files import read_run_recipe
 from bmtpt_ds.session import Session, at_work, open_session, start
 from bmtpt_ds.tasks import Task, get_task
@@ -70,11 +70,12 @@ def run_predict(
     first = runs[0].recipe
     ds, ranks = start(first, json_name)
     stored = ranks.from_first(ranks.first_does(lambda: _read_prompts(runs)))
-    prompts = [prompt_for(stored[runs.index(run)], task.name) for task, run in asked]
+    for task, run in asked:
+        check_answers(stored[runs.index(run)], task.name)
     lines = ranks.from_first(ranks.first_does(lambda: _read_sources(asked)))
     with at_work(ranks) as stop:
         session = open_session(first, ranks, ds, first.evaluate.batch_size * ranks.world, stop)
-        prompted = _prompted(session, runs, stored, asked, prompts)
+        prompted = _prompted(session, runs, stored, asked)
         window = _ROUNDS * first.evaluate.batch_size * ranks.world
         with Pass("answering texts", sum(map(len, lines)), shown=ranks.first) as progress:
             for begin in range(0, len(lines), window):
@@ -126,6 +127,9 @@ def _asked_of(runs: Sequence[Run], name: str) -> Asked:
 def _read_prompts(runs: Sequence[Run]) -> list[Stored]:
     stored = [read_run(run.folder, run.stage) for run in runs]
     check_one_model(stored)
+    tuned = next((run for run in runs if run.stage == "adapt" and run.recipe.method in TUNES_WEIGHTS), None)
+    if tuned and len(runs) > 1:
+        raise UserError(f"--prompt {tuned.folder}: method {tuned.recipe.method} has tuned weights; give that run alone")
     return stored
 
 
@@ -134,17 +138,16 @@ def _prompted(
     runs: Sequence[Run],
     stored: Sequence[Stored],
     asked: Sequence[Asked],
-    prompts: Sequence[torch.Tensor],
 ) -> list[PromptedTask]:
     """Each task with its prompt and its run's way of writing rows."""
-    encoders = []
-    for run, prompt in zip(runs, stored, strict=True):
-        check_belongs(prompt, replace(session, recipe=run.recipe))
+    encoders, readers = [], []
+    for run, of_run in zip(runs, stored, strict=True):
+        own = replace(session, recipe=run.recipe)
+        check_belongs(of_run, own)
         encoders.append(RowEncoder(session.encoder.tokenizer, run.recipe.model, run.recipe.data))
-    prompted = []
-    for (task, run), prompt in zip(asked, prompts, strict=True):
-        prompted.append(PromptedTask(task, prompt.to(session.ranks.device), encoders[runs.index(run)]))
-    return prompted
+        readers.append(reader(of_run, own))
+    numbers = [runs.index(run) for _, run in asked]
+    return [PromptedTask(task, readers[i](task.name), encoders[i]) for (task, _), i in zip(asked, numbers, strict=True)]
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------

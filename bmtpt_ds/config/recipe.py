@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from bmtpt_ds.config.methods import TUNES_WEIGHTS, AttemptConfig, MptConfig, Name, SpotConfig, WeightsConfig
 from bmtpt_ds.config.own_task import OwnTask
 from bmtpt_ds.config.values import Section, apply_override, first_problem, merged, read_mapping, repeated
 from bmtpt_ds.errors import UserError, nearest
@@ -114,7 +115,7 @@ class TargetConfig(StageConfig):
     clip_norm: Positive | None = 1.0
     prior: Literal["gaussian", "mixture", "none"] = "gaussian"
     sigma: Positive = 1e5
-    eval_every: Count = 1000
+    eval_every: Count | None = 1000  # steps between validations, of which the best counts; null: the last step counts
 
     @model_validator(mode="after")
     def _consistent(self) -> "TargetConfig":
@@ -163,7 +164,7 @@ class RunConfig(Section):
 class Recipe(Section):
     """A whole run. The sections are documented at their classes."""
 
-    method: Literal["bmtpt"] = "bmtpt"
+    method: Name = "bmtpt"
     model: ModelConfig = ModelConfig()
     prompt: PromptConfig = PromptConfig()
     source: SourceConfig = SourceConfig()
@@ -171,6 +172,23 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     data: DataConfig = DataConfig()
     run: RunConfig = RunConfig()
+    spot: SpotConfig = SpotConfig()
+    attempt: AttemptConfig = AttemptConfig()
+    mpt: MptConfig = MptConfig()
+    weights: WeightsConfig = WeightsConfig()
+
+    @property
+    def prompt_length(self) -> int:
+        """L; 0 where the method tunes weights instead."""
+        return 0 if self.method in TUNES_WEIGHTS else self.prompt.length
+
+    @model_validator(mode="after")
+    def _of_the_method(self) -> "Recipe":
+        if self.method == "vanilla_transfer":  # one prompt by definition, though a recipe it builds on says otherwise
+            object.__setattr__(self, "source", self.source.model_copy(update={"particles": 1}))
+        if self.method != "bmtpt":  # the only one with a prior
+            object.__setattr__(self, "target", self.target.model_copy(update={"prior": "none"}))
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -40,6 +40,22 @@ def rows_of_step(seed: int, step: int, task_name: str, n_rows: int, rows_per_tas
     return _sample(stream("rows", seed, _from_one(step), task_name), n_rows, rows_per_task)
 
 
+def drawn_rows(
+    seed: int, step: int, n_rows: Mapping[str, int], tasks_per_step: int, rows_per_task: int
+) -> list[tuple[int, int]]:
+    """The rows of source step `step`, as (which task, which of its rows): `rows_of_step` of each of `tasks_of_step`.
+
+    Args:
+        n_rows: of each task, by name.
+    """
+    names = list(n_rows)
+    return [
+        (k, i)
+        for k in tasks_of_step(seed, step, len(names), tasks_per_step)
+        for i in rows_of_step(seed, step, names[k], n_rows[names[k]], rows_per_task)
+    ]
+
+
 def mixed_batch(
     seed: int, step: int, n_rows: Mapping[str, int], batch_size: int, cap: int = MIXING_CAP
 ) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from bmtpt_ds.folders import check_out, draft_of
 from bmtpt_ds.hub import find_model
 from bmtpt_ds.model.identity import weights_digest
 from bmtpt_ds.model_folder import read_architecture
-from bmtpt_ds.prompt_files import check_identity, prompt_tensors
+from bmtpt_ds.prompt_files import check_identity
 from bmtpt_ds.quiet import is_first_rank, say, say_if_longer
 from bmtpt_ds.run_directory import config_text
 from bmtpt_ds.run_files import CONFIG, PARTICLES, PROMPT, RESULTS
@@ -194,7 +194,7 @@ def _write(
         write_tensors(draft / PARTICLES, {"particles": particles}, state | {"rows_processed": before})
         if tasks:
             about = restored.state if restored else state
-            write_tensors(draft / PROMPT, prompt_tensors(adapter.prompt, tasks), about)
+            write_tensors(draft / PROMPT, adapter.prompt.named(tasks), about)
         write_atomically(draft / CONFIG, config_text({"stage": "adapt" if tasks else "source"}, recipe).encode())
         if restored and restored.results:
             write_atomically(draft / RESULTS, (json.dumps(restored.results, indent=2) + "\n").encode())

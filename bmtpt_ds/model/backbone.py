@@ -6,8 +6,9 @@ Symbols: N rows of a batch, L prompt length, H hidden size, S source tokens, T t
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.utils.checkpoint
@@ -32,6 +33,29 @@ from bmtpt_ds.model.packed import (
 from bmtpt_ds.model_folder import read_architecture
 
 
+class RowPrompts(Protocol):
+    """Prompts that follow from the rows that they stand before."""
+
+    length: int  # L
+
+    def __call__(self, texts: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Prompts [N, L, H] in the order of the buckets.
+
+        Args:
+            texts: of each bucket the embedded tokens [rows, S, H].
+            masks: of each bucket [rows, S], 1 at tokens; None where nothing is padding.
+        """
+
+
+@dataclass(frozen=True)
+class States:
+    """What the backbone makes of rows, the tokens of all buckets one behind the other."""
+
+    encoded: torch.Tensor  # [tokens, H] of prompts and texts, after the encoder
+    decoded: torch.Tensor  # [tokens, H] of targets, after the decoder
+    logits: torch.Tensor  # [tokens, V]
+
+
 class Backbone(T5ForConditionalGeneration):
     """T5 whose encoder reads prompt embeddings, then the row's token embeddings.
 
@@ -44,15 +68,19 @@ class Backbone(T5ForConditionalGeneration):
     checkpoints_activations = False
 
     @functools.wraps(T5ForConditionalGeneration.forward)  # `generate` looks at the signature
-    def forward(self, *args, prompts: torch.Tensor | None = None, **kwargs):
+    def forward(self, *args, prompts: torch.Tensor | RowPrompts | None = None, **kwargs):
         if prompts is None:
             return super().forward(*args, **kwargs)
         return self._prompted(prompts, **kwargs)
 
-    def _prompted(self, prompts: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:
-        """Losses [N], or of buckets without labels what the encoder makes of their tokens, [1, tokens, H]."""
+    def _prompted(self, prompts: torch.Tensor | RowPrompts, buckets: Sequence[Batch]) -> tuple | torch.Tensor:
+        """What `States` holds, as a tuple, in which ZeRO-3 looks for tensors; of buckets without labels what the
+        encoder makes of their tokens, [1, tokens, H]."""
         embedded = self.shared(torch.cat([bucket.source_ids.flatten() for bucket in buckets]))
-        hidden = _behind_prompts(prompts.to(embedded.dtype), embedded, buckets)
+        texts = _of_buckets(embedded, buckets)
+        if not isinstance(prompts, torch.Tensor):
+            prompts = prompts(texts, [bucket.source_mask for bucket in buckets])
+        hidden = _behind_prompts(prompts.to(embedded.dtype), texts)
         masks = [self.prompted_mask(bucket.source_mask, prompts.shape[1]) for bucket in buckets]
         paddings = [None if mask is None else padding_bias(mask, hidden) for mask in masks]
         lengths = [prompts.shape[1] + bucket.source_ids.shape[1] for bucket in buckets]
@@ -64,15 +92,15 @@ class Backbone(T5ForConditionalGeneration):
         encoded = through_blocks(self.encoder, hidden, Spans(encoder=spans))
         if buckets[0].labels is None:
             return encoded
-        return self._row_losses(encoded, spans, paddings, [bucket.labels for bucket in buckets])
+        return self._decode(encoded, spans, paddings, [bucket.labels for bucket in buckets])
 
-    def _row_losses(
+    def _decode(
         self,
         encoded: torch.Tensor,  # [1, tokens, H]
         encoder_spans: Sequence[Span],
         paddings: Sequence[torch.Tensor | None],
         labels: Sequence[torch.Tensor],  # of each bucket [N, T] or [N, C, T]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ids = torch.cat([self._shift_right(of_bucket).flatten() for of_bucket in labels])
         hidden = self.shared(ids)[None]
         bias = position_bias(self.decoder, max(of_bucket.shape[-1] for of_bucket in labels), hidden)
@@ -82,10 +110,10 @@ class Backbone(T5ForConditionalGeneration):
             tokens = of_bucket[0].numel()
             own.append(Span(n, tokens, tokens, repeated_bias(bias[..., :length, :length], tokens // length)))
             cross.append(Span(n, tokens, span.keys, padding))
-        hidden = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross), encoded)
+        decoded = hidden = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross), encoded)
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.model_dim**-0.5
-        return mean_token_losses(self.lm_head(hidden)[0], labels)
+        return encoded[0], decoded[0], self.lm_head(hidden)[0]
 
     @staticmethod
     def prompted_mask(source_mask: torch.Tensor | None, prompt_length: int) -> torch.Tensor | None:
@@ -94,7 +122,11 @@ class Backbone(T5ForConditionalGeneration):
             return None
         return torch.cat([source_mask.new_ones(len(source_mask), prompt_length), source_mask], dim=1)
 
-    def row_losses(self, prompts: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:
+    def states(self, prompts: torch.Tensor | RowPrompts, buckets: Sequence[Batch]) -> States:
+        """What there is to see of rows with labels; arguments as of `row_losses`."""
+        return States(*self(prompts=prompts, buckets=buckets))
+
+    def row_losses(self, prompts: torch.Tensor | RowPrompts, buckets: Sequence[Batch]) -> torch.Tensor:
         """Loss of each row, [N] in float32: the mean cross-entropy over its target tokens, end-of-sequence included.
 
         Args:
@@ -105,11 +137,11 @@ class Backbone(T5ForConditionalGeneration):
         With labels [N, C, T], the C choices of each row, in a single bucket, the losses are [N, C]: the encoder reads
         the row once.
         """
-        return self(prompts=prompts, buckets=buckets)
+        return mean_token_losses(self.states(prompts, buckets).logits, [bucket.labels for bucket in buckets])
 
     @torch.no_grad()
     def generate_ids(
-        self, prompts: torch.Tensor, rows: Batch, max_new_tokens: int, synced: bool = False
+        self, prompts: torch.Tensor | RowPrompts, rows: Batch, max_new_tokens: int, synced: bool = False
     ) -> torch.Tensor:
         """Greedy continuation of each row, [N, <= 1 + max_new_tokens] token ids.
 
@@ -119,10 +151,11 @@ class Backbone(T5ForConditionalGeneration):
             synced: whether every rank takes as many decoding steps as the slowest one (ZeRO-3 needs that).
         """
         encoded = self(prompts=prompts, buckets=[replace(rows, labels=None)])
+        encoded = encoded.view(len(rows.source_ids), -1, encoded.shape[-1])
         mask = torch.ones_like(rows.source_ids) if rows.source_mask is None else rows.source_mask
         return self.generate(
-            encoder_outputs=BaseModelOutput(encoded.view(len(prompts), -1, encoded.shape[-1])),
-            attention_mask=self.prompted_mask(mask, prompts.shape[1]),
+            encoder_outputs=BaseModelOutput(encoded),
+            attention_mask=self.prompted_mask(mask, encoded.shape[1] - mask.shape[1]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -141,25 +174,52 @@ def mean_token_losses(logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> t
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     flat = torch.cat([of_bucket.flatten() for of_bucket in labels])
     losses = cross_entropy(logits, flat, ignore_index=IGNORE, reduction="none")
-    parts = zip(losses.split([of_bucket.numel() for of_bucket in labels]), labels, strict=True)
+    return mean_over_targets(losses, labels)
+
+
+def mean_over_targets(values: torch.Tensor, labels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of each row's values over its target tokens.
+
+    Args:
+        values: [tokens], 0 at padding; `labels` and the result as of `mean_token_losses`.
+    """
+    parts = zip(values.split([of_bucket.numel() for of_bucket in labels]), labels, strict=True)
     return torch.cat(
         [part.view_as(rows).sum(dim=-1) / (rows != IGNORE).sum(dim=-1).clamp(min=1) for part, rows in parts]
     )
 
 
-def _behind_prompts(prompts: torch.Tensor, embedded: torch.Tensor, buckets: Sequence[Batch]) -> torch.Tensor:
+def mean_over_texts(values: torch.Tensor, buckets: Sequence[Batch], length: int) -> torch.Tensor:
+    """The mean of each row's values over the tokens of its text, [N].
+
+    Args:
+        values: [tokens], of the prompts and texts of all buckets.
+        length: L, tokens of a prompt, which do not count.
+    """
+    sizes = [len(bucket.source_ids) * (length + bucket.source_ids.shape[1]) for bucket in buckets]
+    means = []
+    for part, bucket in zip(values.split(sizes), buckets, strict=True):
+        of_texts = part.view(len(bucket.source_ids), -1)[:, length:]
+        mask = torch.ones_like(of_texts) if bucket.source_mask is None else bucket.source_mask.to(of_texts.dtype)
+        means.append((of_texts * mask).sum(dim=1) / mask.sum(dim=1))
+    return torch.cat(means)
+
+
+def _of_buckets(embedded: torch.Tensor, buckets: Sequence[Batch]) -> list[torch.Tensor]:
+    """Of each bucket the tokens [rows, S, H] of all buckets' [tokens, H]."""
+    parts = embedded.split([bucket.source_ids.numel() for bucket in buckets])
+    return [part.view(*bucket.source_ids.shape, -1) for part, bucket in zip(parts, buckets, strict=True)]
+
+
+def _behind_prompts(prompts: torch.Tensor, texts: Sequence[torch.Tensor]) -> torch.Tensor:
     """[theta ; x] of all rows, one behind the other, [1, tokens, H].
 
     Args:
         prompts: [N, L, H].
-        embedded: [source tokens, H].
+        texts: of each bucket [rows, S, H].
     """
-    texts = embedded.split([bucket.source_ids.numel() for bucket in buckets])
-    thetas = prompts.split([len(bucket.source_ids) for bucket in buckets])
-    rows = [
-        torch.cat([theta, text.view(*bucket.source_ids.shape, -1)], dim=1).flatten(0, 1)
-        for theta, text, bucket in zip(thetas, texts, buckets, strict=True)
-    ]
+    thetas = prompts.split([len(text) for text in texts])
+    rows = [torch.cat([theta, text], dim=1).flatten(0, 1) for theta, text in zip(thetas, texts, strict=True)]
     return torch.cat(rows)[None]
 
 

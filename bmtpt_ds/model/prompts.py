@@ -1,6 +1,6 @@
 """Soft prompts: how particles begin, and how a target prompt is composed (paper, sections 4.2.2 and 4.3.1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,7 @@ class ComposedPrompt:
     def tensors(self) -> list[torch.Tensor]:
         return [self.full, self.a, self.b]
 
-    def parameters_a_task(self) -> float:
-        """Trained numbers: L*H / N + L + H (section 4.4)."""
-        return sum(t.numel() for t in self.tensors()) / self.a[..., 0].numel()
+    def named(self, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
+        """As a run's file holds them; `tasks` in the order of the prompts."""
+        own = {f"{task}.{name}": getattr(self, name)[k] for k, task in enumerate(tasks) for name in ("a", "b")}
+        return {"full": self.full} | own

@@ -84,7 +84,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     trained, values = read_run_recipe(options.prompt)
     recipe = override_recipe(values, options.set, str(options.prompt))
     with quick_imports():
-        from bmtpt_ds.commands.pipeline import run_evaluate
+        from bmtpt_ds.commands.evaluate import run_evaluate
 
     table = run_evaluate(
         options.prompt,

@@ -64,7 +64,7 @@ def rank(arguments: list[str]) -> None:
     note("deepspeed.comm.torch", "build_shm_op", before="recipe", after="shared-memory op")
     note("bmtpt_ds.commands.pipeline", "start", after="rendezvous")
     note("bmtpt_ds.session", "load_backbone", before="rows", after="model")
-    note("bmtpt_ds.commands.pipeline", "learn_posterior", before="tokenizer, prompts, files")
+    note("bmtpt_ds.methods.bmtpt", "learn_posterior", before="tokenizer, prompts, files")
     note("bmtpt_ds.source", "svgd_step", after="first step")
     try:
         main(arguments)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bmtpt_ds.adaptation.tuned import TunedPrompt
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.prompts import ComposedPrompt, initial_prompts, vocabulary_ids
 
@@ -49,6 +50,6 @@ def test_composition_is_elementwise_rank_one() -> None:
 @pytest.mark.parametrize(("tasks", "expected"), [(1, 77_668), (8, 10_468), (5, 16_228)])
 def test_parameters_a_task_are_the_paper_s(tasks: int, expected: int) -> None:
     """Section 4.4: (l d) / N + (l + d); at T5-base and 100 tokens 77,668 for a single target."""
-    prompt = ComposedPrompt.start_at(torch.zeros(100, 768), tasks)
-    assert prompt.parameters_a_task() == expected
-    assert sum(t.numel() for t in prompt.tensors()) == 100 * 768 + tasks * (100 + 768)
+    prompt = TunedPrompt.begin(torch.zeros(1, 100, 768), tasks)
+    assert prompt.parameters() / tasks == expected
+    assert prompt.parameters() == sum(t.numel() for t in prompt.tensors()) == 100 * 768 + tasks * (100 + 768)

@@ -12,11 +12,12 @@ from statistics import fmean, median, quantiles
 import torch
 
 from bmtpt_ds.adaptation.state import Adaptation
+from bmtpt_ds.adaptation.tuned import TunedPrompt
 from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.data.work import StepRows
 from bmtpt_ds.experiments.profiling.bench import Bench
 from bmtpt_ds.experiments.wire import particle_traffic
-from bmtpt_ds.losses import GradientPass
+from bmtpt_ds.losses import GradientPass, Prompts
 from bmtpt_ds.model.flops import Flops, row_flops
 from bmtpt_ds.parallel import Grid, Ranks, particle_ranks
 from bmtpt_ds.parallel.measure import gathered_weights, peak_memory, reset_peak_memory
@@ -72,20 +73,20 @@ def target_stage(bench: Bench, particles: torch.Tensor, peak: float, asked: Aske
     session, runs, target = bench.session, bench.runs, bench.session.recipe.target
     target = target.model_copy(update={"steps": max(target.steps, asked.warmup + asked.steps + 3)})
     prior = Prior(target.prior, particles.expand(len(runs), *particles.shape), target.sigma)
-    adaptation = Adaptation(prior.centre, len(runs[0].tasks), target)
+    adaptation = Adaptation(TunedPrompt.begin(prior.centre, len(runs[0].tasks)), target)
     phases = Phases(session.ranks.device)
     gradient_of = GradientPass.of(session, [task for run in runs for task, _ in run.tasks], phases)
 
     def draw(step: int) -> tuple[StepRows, torch.Tensor]:
         return draw_target_rows(runs, step, session.encoder)
 
-    with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop) as next_step:
-        measured = _measure(session.ranks, lambda: next_step(adaptation), phases, asked, "target")
     length, hidden = particles.shape[-2:]
+    with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop, length) as next_step:
+        measured = _measure(session.ranks, lambda: next_step(adaptation), phases, asked, "target")
     rows, counts = draw(1)
     of_steps = [_work(session, draw(step)[0].rows, 1, length) for step in measured.steps(asked)]
     passes = len(gradient_of.prepare(rows, counts.numel(), length).passes)
-    moved = sum(tensor.numel() for tensor in adaptation.prompt.tensors())
+    moved = len(runs) * adaptation.tuned.parameters()
     traffic = particle_traffic(counts.numel() * length * hidden, moved, session.ranks.world, 1)
     names = list(dict.fromkeys(task.name for run in runs for task, _ in run.tasks))
     return {
@@ -107,7 +108,7 @@ def smallest_pass(session: Session) -> dict[str, float]:
     for step in range(1, 11):
         if step == 4:
             phases.take_each()
-        gradient_of(prompt, work, step, session.stop)
+        gradient_of(Prompts(prompt), work, step, session.stop)
         phases.count_step()
     seconds = median(step["forward"] + step["backward"] for step in phases.take_each())
     checkpointing, on_cpu = model.backbone.checkpoints_activations, ranks.device.type == "cpu"

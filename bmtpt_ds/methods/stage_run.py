@@ -34,9 +34,9 @@ def restore(session: Session, directory: RunDirectory, state: Posterior | Adapta
         state.restore(stored.tensors, stored.state)
 
 
-def say_cut_rows(log: RunLog, session: Session) -> None:
+def say_cut_rows(session: Session) -> None:
     if cut := session.encoder.cut_rows():
-        log.say(cut)
+        say(cut)
 
 
 def open_log(
