@@ -6,6 +6,8 @@ pass as the parameter itself: ZeRO-3 gathers it there and takes it away again.
 Symbols: H hidden size, d values of a head, N rows of a span, Q query tokens and K key tokens of a row.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,6 +27,26 @@ def use_frozen_layers(model: nn.Module) -> None:
             module.k.__class__ = module.v.__class__ = HeadwiseLinear
         elif isinstance(module, T5DenseGatedActDense) and isinstance(module.act, NewGELUActivation):
             module.act = nn.GELU(approximate="tanh")  # one kernel that keeps its input; theirs is eight and keeps four
+
+
+def use_trainable_layers(model: nn.Module) -> None:
+    """Takes `use_frozen_layers` back, in place: this file's layers give no gradient to weights, transformers' do.
+
+    The GELU stays, it has no weights.
+    """
+    theirs = {FrozenNorm: T5LayerNorm, CrossAttention: T5Attention, HeadwiseLinear: nn.Linear}
+    for module in model.modules():
+        module.__class__ = theirs.get(type(module), type(module))
+
+
+def train_only(model: nn.Module, trained: Callable[[str], bool]) -> dict[str, nn.Parameter]:
+    """Freezes all parameters but those whose names are `trained`; these, in the order of the model."""
+    found = {}
+    for name, parameter in model.named_parameters():  # a shared one comes once, under its first name
+        parameter.requires_grad_(trained(name))
+        if parameter.requires_grad:
+            found[name] = parameter
+    return found
 
 
 class FrozenNorm(T5LayerNorm):

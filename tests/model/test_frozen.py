@@ -10,7 +10,14 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense
 
 from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.model.backbone import Backbone
-from bmtpt_ds.model.frozen import CrossAttention, FrozenNorm, HeadwiseLinear, use_frozen_layers
+from bmtpt_ds.model.frozen import (
+    CrossAttention,
+    FrozenNorm,
+    HeadwiseLinear,
+    train_only,
+    use_frozen_layers,
+    use_trainable_layers,
+)
 from tests.model.test_backbone import load
 
 CPU = torch.device("cpu")
@@ -114,3 +121,22 @@ def test_gelu_is_transformers() -> None:
     assert isinstance(layer.act, torch.nn.GELU)
     for found, theirs in zip((layer(x), *torch.autograd.grad(layer(x).sum(), x)), expected, strict=True):
         torch.testing.assert_close(found, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_trainable_layers_are_transformers(untied_model: Path) -> None:
+    backbone = load(untied_model).double()
+    theirs = {name: type(module) for name, module in Backbone(backbone.config).named_modules()}
+    expected = losses_and_gradient(backbone, [ROWS])
+    use_trainable_layers(backbone)
+    for name, module in backbone.named_modules():
+        assert type(module) is theirs[name] or isinstance(module, torch.nn.GELU)
+    for found, wanted in zip(losses_and_gradient(backbone, [ROWS]), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_training_some_freezes_the_others(tied_model: Path) -> None:
+    backbone = load(tied_model).requires_grad_(True)
+    found = train_only(backbone, lambda name: name.endswith(("q.weight", "shared.weight")))
+    assert next(iter(found)) == "shared.weight"
+    assert len(found) == 1 + 6  # the head is the embedding
+    assert found == {name: value for name, value in backbone.named_parameters() if value.requires_grad}
