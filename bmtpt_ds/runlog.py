@@ -137,7 +137,7 @@ class RunLog:
         def lines() -> None:
             for name, file in self._files.items():
                 file.add(of_runs[name])
-            (alone,) = [together] if self._files else of_runs.values()
+            (alone,) = [together] if self._files or len(of_runs) > 1 else of_runs.values()
             self._line({**alone, **(of_job or {})})
 
         self._ranks.first_does(lines)

@@ -15,7 +15,9 @@ from torch.nn.utils import skip_init
 from transformers.models.t5.modeling_t5 import T5Attention, T5DenseActDense, T5DenseGatedActDense
 
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.methods.weights import Parameters, tuning
 from bmtpt_ds.model.frozen import train_only, use_trainable_layers
+from bmtpt_ds.session import Session
 
 _STD = 0.01
 
@@ -80,3 +82,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return states + self.up(gelu(self.down(states), approximate="tanh"))
+
+
+def tune(session: Session) -> Parameters:
+    """As the recipe says."""
+    recipe = session.recipe
+    return add_adapters(session.model.backbone, reduction=recipe.weights.reduction, seed=recipe.run.seed)
+
+
+begin, reader = tuning(tune)

@@ -19,7 +19,7 @@ from torch.nn.functional import layer_norm, silu
 
 from bmtpt_ds.adaptation.tuned import Tuned
 from bmtpt_ds.checkpoint import Stored
-from bmtpt_ds.config import AttemptConfig
+from bmtpt_ds.config.methods import AttemptConfig
 from bmtpt_ds.data.order import stream
 from bmtpt_ds.data.tokens import Batch
 from bmtpt_ds.errors import UserError

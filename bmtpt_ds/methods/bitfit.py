@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from bmtpt_ds.methods.weights import Parameters, tuning
 from bmtpt_ds.model.frozen import train_only, use_trainable_layers
+from bmtpt_ds.session import Session
 
 
 def add_biases(backbone: nn.Module) -> dict[str, nn.Parameter]:
@@ -35,3 +37,11 @@ class BiasedNorm(T5LayerNorm):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states) + self.bias
+
+
+def tune(session: Session) -> Parameters:
+    """As every recipe says."""
+    return add_biases(session.model.backbone)
+
+
+begin, reader = tuning(tune)

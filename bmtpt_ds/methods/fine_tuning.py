@@ -8,7 +8,9 @@ of 32.
 
 from torch import nn
 
+from bmtpt_ds.methods.weights import Parameters, tuning
 from bmtpt_ds.model.frozen import train_only, use_trainable_layers
+from bmtpt_ds.session import Session
 
 
 def free_weights(backbone: nn.Module) -> dict[str, nn.Parameter]:
@@ -20,3 +22,11 @@ def free_weights(backbone: nn.Module) -> dict[str, nn.Parameter]:
     """
     use_trainable_layers(backbone)
     return train_only(backbone, lambda name: True)
+
+
+def tune(session: Session) -> Parameters:
+    """As every recipe says."""
+    return free_weights(session.model.backbone)
+
+
+begin, reader = tuning(tune)

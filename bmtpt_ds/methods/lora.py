@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.methods.weights import Parameters, tuning
 from bmtpt_ds.model.frozen import train_only, use_trainable_layers
+from bmtpt_ds.session import Session
 
 
 def add_lora(backbone: nn.Module, *, rank: int = 8, alpha: float = 16, seed: int = 0) -> dict[str, nn.Parameter]:
@@ -40,3 +42,12 @@ def add_lora(backbone: nn.Module, *, rank: int = 8, alpha: float = 16, seed: int
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPU's generators as well
         inject_adapter_in_model(config, backbone)
     return train_only(backbone, lambda name: ".lora_" in name)
+
+
+def tune(session: Session) -> Parameters:
+    """As the recipe says."""
+    weights = session.recipe.weights
+    return add_lora(session.model.backbone, rank=weights.rank, alpha=weights.alpha, seed=session.recipe.run.seed)
+
+
+begin, reader = tuning(tune)
