@@ -64,6 +64,16 @@ def check_target_method(recipe: Recipe, particles: str) -> None:
         )
 
 
+def check_measured_method(recipe: Recipe) -> None:
+    """Refuses methods whose steps `profile` and `plan` know nothing of.
+
+    Raises:
+        UserError: any but bmtpt.
+    """
+    if recipe.method != "bmtpt":
+        raise UserError(f"method {recipe.method}: only steps of bmtpt are known here; --set method=bmtpt")
+
+
 def rows_of_source_step(recipe: Recipe) -> int:
     """Rows times prompts of a step of the source stage over all ranks."""
     source, kind = recipe.source, SOURCE_KIND.get(recipe.method)

@@ -55,6 +55,7 @@ def validate(
     lines = {}
     for r, run in enumerate(runs):
         best = {"best": adaptation.best_score[r], "best_step": adaptation.best_step[r]}
+        best = {} if run.drawn_as else best  # of a source stage the last step counts
         lines[run.name] = {
             "step": adaptation.step,
             "validation": scores[r] | {"mean": means[r]} | best,
@@ -80,9 +81,13 @@ def log_losses(
         by_task = {"task_losses": dict(zip(names, of_tasks[r], strict=True))} if len(names) > 1 else {}
         lines[run.name] = step | {"loss": of_runs[r], **by_task, "prior": prior[r].item()}
         lines[run.name] |= {**rates, "skipped": skipped[r]}
+        if run.drawn_as:  # a source stage: its prompts' losses, as of particles
+            lines[run.name]["losses"] = [of_runs[r]]
     by_run = {run.name: of_runs[r] for r, run in enumerate(runs)}
     together = step | {"loss": fmean(of_runs), "run_losses": by_run, "prior": prior.mean().item()}
     together |= {**rates, "skipped": sum(skipped)}
+    if runs[0].drawn_as:
+        together["losses"] = of_runs
     log.line_of_runs(together, lines, {"imbalance": round(imbalance, 4), **log.phases.take()})
     for sums in (losses, rows, adaptation.prior):
         sums.zero_()

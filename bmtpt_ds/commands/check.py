@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bmtpt_ds.config import Recipe, deepspeed_json
+from bmtpt_ds.config.methods import SOURCE_KIND, WITHOUT_SOURCE
 from bmtpt_ds.data.hub import hub_place
 from bmtpt_ds.data.prepared import Prepared
 from bmtpt_ds.data.rows import task_folders
@@ -23,11 +24,13 @@ from bmtpt_ds.model_folder import (
 from bmtpt_ds.progress import readable_bytes
 from bmtpt_ds.stage_inputs import (
     DEFAULT_JSON,
+    check_source_method,
     check_source_rows,
     every_task,
     from_hub,
     read_deepspeed,
     read_splits,
+    rows_of_source_step,
     source_tasks,
     target_splits,
     target_tasks,
@@ -68,6 +71,7 @@ def check_recipe(recipe: Recipe, name: str, json_name: str | None) -> str:
     splits = _read_local(recipe, tasks)
     lines = [
         _Line("recipe", name),
+        _Line("method", recipe.method),
         *model,
         _Line("prompt", _prompt(recipe, architecture)),
         *_source(recipe, sources, splits),
@@ -111,11 +115,25 @@ def _model(recipe: Recipe) -> tuple[Architecture | None, list[_Line]]:
 
 
 def _prompt(recipe: Recipe, architecture: Architecture | None) -> str:
-    length, count = recipe.prompt.length, recipe.source.particles
-    if architecture is None:
-        return f"{length} tokens by the model's width; {count} particles"
-    size = count * length * architecture.hidden_size * _FLOAT32
-    return f"{length} tokens x {architecture.hidden_size}; {count} particles are {readable_bytes(size)}"
+    length, count, what = recipe.prompt_length, *_prompts(recipe)
+    if not length:
+        return "none: weights of the model are tuned"
+    width = architecture.hidden_size if architecture else "the model's width"
+    if not count or architecture is None:
+        return f"{length} tokens x {width}" + f"; {count} {what}" * bool(count)
+    size = readable_bytes(count * length * architecture.hidden_size * _FLOAT32)
+    return f"{length} tokens x {width}; {count} {what} {'are' if count > 1 else 'is'} {size}"
+
+
+def _prompts(recipe: Recipe) -> tuple[int, str]:
+    """How many prompts the source stage trains, and what they are called."""
+    tasks, particles = len(recipe.source.tasks), recipe.source.particles
+    several = {
+        "particles": (particles, "particle" + "s" * (particles > 1)),
+        "a prompt a task": (tasks, "prompt" + "s" * (tasks > 1)),
+        "decomposed prompts": (tasks + 1, "prompts"),  # those that teach, and P
+    }
+    return several.get(SOURCE_KIND.get(recipe.method, ""), (0, ""))
 
 
 # --- tasks and rows --------------------------------------------------------------------------------------------------
@@ -132,11 +150,21 @@ def _source(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) ->
     for task in tasks:
         if task.name in splits:
             check_source_rows(recipe, task, splits[task.name].train)
-    source = recipe.source
-    cells = source.kappa * source.rows_per_task * source.particles
-    counts = {"task": source.kappa, "row": source.rows_per_task, "particle": source.particles}
+    if recipe.method in WITHOUT_SOURCE:
+        return [_Line("source", f"method {recipe.method} has no source stage")]
+    check_source_method(recipe)
+    source, kind = recipe.source, SOURCE_KIND[recipe.method]
+    counts = {"task": source.kappa, "row": source.rows_per_task}
+    if kind == "particles":
+        counts["particle"] = source.particles
     drawn = " x ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
-    text = f"{source.steps} steps of {drawn}, {cells} rows through the model a step"
+    text = f"{source.steps} steps of {drawn}"
+    if kind == "particles":
+        text += f", {rows_of_source_step(recipe)} rows through the model a step"
+    elif kind == "a prompt a task":
+        text += ", each task's through its own prompt"
+    elif recipe.mpt.distillation:
+        text += f" after {recipe.mpt.teacher_steps or source.steps} of a prompt a task, which teach"
     return [_Line("source", text), *_rows(recipe, tasks, splits)]
 
 

@@ -32,6 +32,8 @@ SOURCE_KIND = {
     "attempt": "a prompt a task",
     "mpt": "decomposed prompts",
 }
+# sections of a recipe that only these methods look at
+OF_ONE_METHOD = {"spot": ("spot",), "attempt": ("attempt",), "mpt": ("mpt",), "weights": TUNES_WEIGHTS}
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0)]

@@ -11,6 +11,7 @@ import torch
 
 from bmtpt_ds.checkpoint import Stored
 from bmtpt_ds.config import Recipe, override_recipe
+from bmtpt_ds.config.methods import TUNES_WEIGHTS
 from bmtpt_ds.errors import UserError, nearest
 from bmtpt_ds.export.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter
 from bmtpt_ds.export.card import CARD, Card, model_card
@@ -103,6 +104,8 @@ def run_export(
 def _read_run(folder: Path) -> _Run:
     stage, values = read_run_recipe(folder)
     recipe, file = override_recipe(values, [], str(folder)), folder / RESULTS
+    if stage == "adapt" and recipe.method in ("attempt", *TUNES_WEIGHTS):
+        raise UserError(f"{folder}: of method {recipe.method}, which leaves no plain prompt; export knows those alone")
     stored = read_run(folder, stage)
     results = None
     if file.is_file():  # an imported run has none

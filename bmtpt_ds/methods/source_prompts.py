@@ -3,7 +3,7 @@
     theta_k = argmin_theta - log p(D_k^S | theta),   k = 1 .. K
 
 They are K runs of prompt tuning side by side. A step reads the rows that a step of BMTPT with the same seed reads, each
-through the prompt of its own task.
+through the prompt of its own task. As there the last step counts; `source.eval_every` only tells.
 """
 
 import torch

@@ -12,7 +12,7 @@ from bmtpt_ds.experiments.planning.predict import Prediction, predict
 from bmtpt_ds.experiments.planning.report import plot, text
 from bmtpt_ds.files import check_files, write_atomically
 from bmtpt_ds.model.shapes import architecture_by_name
-from bmtpt_ds.stage_inputs import source_tasks
+from bmtpt_ds.stage_inputs import check_measured_method, source_tasks
 
 SIZES = tuple(2**power for power in range(13))  # ranks
 
@@ -40,6 +40,7 @@ def run_plan(
     Raises:
         UserError: a mistake of the user's; nothing is written.
     """
+    check_measured_method(recipe)
     check_files({"--json": json_file, "--plot": plot_file})
     job = Job(architecture_by_name(recipe.model.name_or_path), recipe, source_tasks(recipe))
     made = make_plan(job, cluster)

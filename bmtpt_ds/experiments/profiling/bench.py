@@ -11,7 +11,7 @@ from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.experiments import typical_rows
 from bmtpt_ds.parallel import Ranks, random_backbone
 from bmtpt_ds.session import Session, load_rows, open_session, settle_activations
-from bmtpt_ds.stage_inputs import adaptation_runs, source_tasks, target_tasks
+from bmtpt_ds.stage_inputs import adaptation_runs, check_measured_method, source_tasks, target_tasks
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import Task
 
@@ -54,6 +54,7 @@ def tasks_to_profile(recipe: Recipe, stages: Sequence[str]) -> tuple[list[Task],
     Raises:
         UserError: a stage without a task, and its like.
     """
+    check_measured_method(recipe)
     sources = source_tasks(recipe) if "source" in stages else []
     if "target" not in stages:
         return sources, {}

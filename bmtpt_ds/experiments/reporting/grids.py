@@ -74,7 +74,7 @@ def difference_grid(comparisons: Sequence[Comparison]) -> Grid:
 
 def source_grid(runs: Sequence[Run]) -> Grid:
     """The source stages."""
-    header = ["run", "method", "model", "seed", "particles", "steps", "rows processed", "last loss", "of particles"]
+    header = ["run", "method", "model", "seed", "prompts", "steps", "rows processed", "last loss", "of prompts"]
     header += ["s a step", "peak memory"]
     rows = []
     for run in runs:
@@ -83,11 +83,12 @@ def source_grid(runs: Sequence[Run]) -> Grid:
         if lines:
             _, mean, losses = lines[-1]
             loss, between = f"{mean:.3f}", f"{min(losses):.3f} to {max(losses):.3f}"
-        counts = [_count(source.get(key)) for key in ("particles", "steps")]
+        counts = [_count(run.prompts), _count(source.get("steps"))]
         row = [str(run.path), run.method, run.model, str(run.seed), *counts]
         rows.append([*row, _count(run.rows_processed[0]), loss, between, *_costs(run)])
     notes = [
-        "Loss: mean since the line of the log before the last, over tasks and particles; then the particles' own. "
+        "Loss: mean since the line of the log before the last, over tasks and prompts (particles, or of other methods "
+        "a prompt a task); then the prompts' own. "
         "Seconds: median over the log's lines, the first left out. Memory: of rank 0, its tensors on a GPU, the "
         "process on a CPU."
     ]

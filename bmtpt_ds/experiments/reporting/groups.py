@@ -4,9 +4,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bmtpt_ds.config import Recipe
+from bmtpt_ds.config.methods import OF_ONE_METHOD, WITHOUT_SOURCE, Name
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.model.shapes import architecture_by_name
@@ -75,7 +76,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     for (model, shots, method, scratch), alike in sorted(by_base.items(), key=_place):
         for variant, members in sorted(_variants(alike).items()):
             kept = _once(members, lines)
-            named = ", ".join(filter(None, [SCRATCH if scratch else "", variant]))
+            from_scratch = SCRATCH if scratch and method not in WITHOUT_SOURCE else ""
+            named = ", ".join(filter(None, [from_scratch, variant]))
             groups.append(Group(method, named, model, shots, tuple(kept)))
     return groups, lines
 
@@ -95,7 +97,9 @@ def _place(base: tuple) -> tuple:
     """Where a method's runs stand: small models first, few shots first, those with a posterior first."""
     (model, shots, method, scratch), runs = base
     size = parameters(runs[0].results["model"])
-    return size is None, size or 0, model, shots is None, shots or 0, method, scratch
+    known = get_args(Name)
+    place = known.index(method) if method in known else len(known)
+    return size is None, size or 0, model, shots is None, shots or 0, place, method, scratch
 
 
 def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -148,6 +152,8 @@ def _settings(run: Run) -> dict[str, Any]:
     """The keys of a run's recipe that may change its scores, flat."""
     config = run.config | ({"source": source} if (source := _source_section(run)) else {})
     flat = {k: v for k, v in flattened(config).items() if k not in _NO_SETTINGS and not k.startswith("data.tasks.")}
+    others = tuple(f"{name}." for name in OF_ONE_METHOD if run.method not in OF_ONE_METHOD[name])
+    flat = {key: value for key, value in flat.items() if not key.startswith(others)}
     if run.particles == "none":
         return {key: value for key, value in flat.items() if not key.startswith(_NOT_FROM_SCRATCH)}
     return flat

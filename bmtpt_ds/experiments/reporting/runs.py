@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bmtpt_ds.config.methods import SOURCE_KIND
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.planning.cluster import PROFILE
 from bmtpt_ds.experiments.reporting.records import is_profile, read_lines, read_results, read_sections
@@ -45,6 +46,13 @@ class Run:
     def tasks(self) -> dict[str, dict[str, Any]]:
         """By task: metric, score, metrics, majority, rows; empty for a source run."""
         return self.results["tasks"]
+
+    @property
+    def prompts(self) -> int | None:
+        """How many its source stage trains: particles, or of another method a prompt a task, or one for all."""
+        source = self.config.get("source", {})
+        counts = {"particles": source.get("particles"), "a prompt a task": len(source.get("tasks", []))}
+        return counts.get(SOURCE_KIND.get(self.method), 1)
 
     @property
     def multi(self) -> bool:

@@ -13,6 +13,7 @@ from bmtpt_ds.experiments.reporting.statistics import Cell, Difference, mean_ove
 OTHER = "Other tasks"
 _SHORT = {"accuracy": "acc.", "matthews": "Matthews"}
 BASELINE_METHOD = "prompt_tuning"
+NEVER_RUN = ("hyperformer", "hyperdecoder")
 
 
 class Column(NamedTuple):
@@ -77,11 +78,15 @@ def _section(title: str, tasks: Sequence[str], groups: Sequence[Group]) -> Secti
     for model, shots in dict.fromkeys((group.model, group.shots) for group in groups):
         here = [group for group in groups if (group.model, group.shots) == (model, shots)]
         section.rows.extend(_ours(section, group) for group in here)
-        multi = {group.multi for group in here}
-        for row in paper_rows():
-            if (row.model, row.shots) == (model, shots) and (row.setting == "multi-task") in multi:
-                section.rows.extend(_theirs(section, row))
+        for row in _beside(here):
+            section.rows.extend(_theirs(section, row))
     return section
+
+
+def _beside(groups: Sequence[Group]) -> list[PaperRow]:
+    """The paper's rows of the groups' models, shots and settings."""
+    asked = {(group.model, group.shots, group.multi) for group in groups}
+    return [row for row in paper_rows() if (row.model, row.shots, row.setting == "multi-task") in asked]
 
 
 def _columns(tasks: Sequence[str], groups: Sequence[Group]) -> list[Column]:
@@ -161,6 +166,10 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
             "CoLA stands in two columns: in the paper BMTPT's row is accuracy and the quoted rows beside it are "
             "Matthews correlation, so that their averages over GLUE cannot be compared; compare within a column. "
             "The means stand in two columns likewise."
+        )
+    if any(row.method in NEVER_RUN for row in _beside(groups)):
+        notes.append(
+            f"{' and '.join(NEVER_RUN)} are the paper's quoted figures alone: bmtpt_ds does not run these methods."
         )
     for task in tasks:
         rows = sorted({run.tasks[task]["rows"] for group in groups for run in group.runs if task in run.tasks})

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bmtpt_ds.config import Recipe, load_recipe
+from bmtpt_ds.config.methods import SOURCE_KIND, WITHOUT_SOURCE
 from bmtpt_ds.config.scale import SPECIAL, Changes, ScaleConfig
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.run_files import RESULTS
-from bmtpt_ds.stage_inputs import adaptation_runs, source_tasks
+from bmtpt_ds.stage_inputs import adaptation_runs, check_source_method, check_target_method, source_tasks
 
 ZERO_SHOT = "zero_shot.json"  # in the run of a source stage
 # what of a recipe decides on the particles: variants that differ in nothing of it share a source stage
-_OF_SOURCE = ("method", "model", "prompt", "source", "data")
+_OF_SOURCE = ("model", "prompt", "source", "data")
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,13 @@ def _member(
             texts.append(f"target.seeds=[{seed}]")
             recipe = load_recipe(name, texts)
         adaptation_runs(recipe)
+        if recipe.method in WITHOUT_SOURCE:
+            special.setdefault("particles", "none")
         if special.get("particles") is None:
+            check_source_method(recipe)
             source_tasks(recipe)
+        else:
+            check_target_method(recipe, special["particles"])
     except UserError as mistake:
         raise UserError(f"{where}: {mistake}") from None
     own_layout = special.get("deepspeed_config", layout)
@@ -127,7 +133,7 @@ def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool)
             if key not in sources:
                 sources[key] = _stage("source", name, member, out)
                 jobs.append(sources[key])
-                if zero_shot:
+                if zero_shot and SOURCE_KIND[member.recipe.method] != "a prompt a task":  # which has none for others
                     jobs.append(_evaluation(sources[key]))
             source = sources[key]
             particles = str(source.outcome.parent)
@@ -137,7 +143,11 @@ def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool)
 
 def _source_key(member: Member) -> str:
     values: Mapping = member.recipe.model_dump(mode="json")
-    return json.dumps([*(values[part] for part in _OF_SOURCE), member.seed, member.layout], sort_keys=True)
+    method = member.recipe.method
+    parts = [SOURCE_KIND[method], *(values[part] for part in _OF_SOURCE), values.get(method)]  # mpt's own section
+    if SOURCE_KIND[method] == "a prompt a task":
+        parts.pop()  # what else SPoT and ATTEMPT differ in is of their target stages
+    return json.dumps([*parts, member.seed, member.layout], sort_keys=True)
 
 
 def _stage(
