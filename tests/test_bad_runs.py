@@ -148,7 +148,7 @@ def particles_of_an_adaptation(b: Bench):
 @case
 def particles_from_a_prompt_file(b: Bench):
     path = b.runs.adapt / "prompt.safetensors"
-    return b.adapt(particles=path), [str(path), "no tensor 'particles'", "`bmtpt source`"]
+    return b.adapt(particles=path), [str(path), "does not hold what a source stage learned", "`bmtpt source`"]
 
 
 @case

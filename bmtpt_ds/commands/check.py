@@ -118,11 +118,11 @@ def _prompt(recipe: Recipe, architecture: Architecture | None) -> str:
     length, count, what = recipe.prompt_length, *_prompts(recipe)
     if not length:
         return "none: weights of the model are tuned"
-    width = architecture.hidden_size if architecture else "the model's width"
+    shape = f"{length} tokens " + (f"x {architecture.hidden_size}" if architecture else "by the model's width")
     if not count or architecture is None:
-        return f"{length} tokens x {width}" + f"; {count} {what}" * bool(count)
+        return shape + f"; {count} {what}" * bool(count)
     size = readable_bytes(count * length * architecture.hidden_size * _FLOAT32)
-    return f"{length} tokens x {width}; {count} {what} {'are' if count > 1 else 'is'} {size}"
+    return f"{shape}; {count} {what} {'are' if count > 1 else 'is'} {size}"
 
 
 def _prompts(recipe: Recipe) -> tuple[int, str]:

@@ -37,21 +37,25 @@ def similarity(probe: torch.Tensor, sources: torch.Tensor, kind: str) -> torch.T
 
 
 def begin(job: AdaptJob) -> Begun:
-    recipe, ranks = job.session.recipe, job.session.ranks
+    """Every run's prompt at the source prompt that its probe is most like; `probe/similarity.json` tells of all."""
+    recipe, names = job.session.recipe, job.stored.state["tasks"]
     steps = recipe.spot.probe_steps or max(1, recipe.target.steps // 10)
-    target = recipe.target.model_copy(update={"steps": steps, "warmup_steps": None, "eval_every": None})
-    start = TunedPrompt.begin(job.vocabulary_prompts(), job.tasks, low_rank=False)
-    ranks.first_does(job.directory.open)
-    part = job.directory.part("probe")
-    probes = train(job.session, part, job.runs, without_prior(start), target).tuned.full
-    sources, names = job.source_tensor("particles"), job.stored.state["tasks"]
+    sources, probes = job.source_tensor("particles"), _probes(job, steps)
     found = torch.stack([similarity(probe, sources, recipe.spot.similarity) for probe in probes])  # [R, K]
     chosen = found.argmax(dim=1)
-    told = {
-        run.name: dict(zip(names, of_run, strict=True)) for run, of_run in zip(job.runs, found.tolist(), strict=True)
-    }
-    ranks.first_does(lambda: write_atomically(part.path / SIMILARITY, (json.dumps(told, indent=2) + "\n").encode()))
+    told = {}
     for run, k, of_run in zip(job.runs, chosen.tolist(), found.tolist(), strict=True):
+        told[run.name] = dict(zip(names, of_run, strict=True))
         say(f"spot: {f'{run.name} ' * bool(run.name)}begins at the prompt of {names[k]} (similarity {of_run[k]:.3f})")
+    text, file = json.dumps(told, indent=2) + "\n", job.directory.part("probe").path / SIMILARITY
+    job.session.ranks.first_does(lambda: write_atomically(file, text.encode()))
     begun = without_prior(TunedPrompt.begin(sources[chosen], job.tasks, low_rank=False))
     return Begun(begun.tuned, begun.prior, steps * job.runs[0].batch_size)
+
+
+def _probes(job: AdaptJob, steps: int) -> torch.Tensor:
+    """A prompt of each run's tasks after so many steps from vocabulary rows, [R, L, H]."""
+    target = job.session.recipe.target.model_copy(update={"steps": steps, "warmup_steps": None, "eval_every": None})
+    start = TunedPrompt.begin(job.vocabulary_prompts(), job.tasks, low_rank=False)
+    job.session.ranks.first_does(job.directory.open)
+    return train(job.session, job.directory.part("probe"), job.runs, without_prior(start), target).tuned.full
