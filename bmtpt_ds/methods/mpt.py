@@ -80,6 +80,10 @@ class Taught(Prompts):
     teachers: torch.Tensor  # [P, L, H]
     weight: float  # lambda
 
+    def block(self, numbers: range) -> "Taught":
+        teachers = self.teachers[numbers.start : numbers.stop]
+        return Taught(super().block(numbers).prompts, teachers, self.weight)
+
     def row_losses(
         self, backbone: Backbone, leaves: Sequence[torch.Tensor], numbers: Sequence[int], batches: Sequence[Batch]
     ) -> torch.Tensor:
