@@ -31,6 +31,7 @@ SOURCE_KIND = {
     "spot": "a prompt a task",
     "attempt": "a prompt a task",
     "mpt": "decomposed prompts",
+    "peft": "particles",  # what `bmtpt import` makes of PEFT's prompts
 }
 # sections of a recipe that only these methods look at
 OF_ONE_METHOD = {"spot": ("spot",), "attempt": ("attempt",), "mpt": ("mpt",), "weights": TUNES_WEIGHTS}

@@ -7,10 +7,12 @@ are those of `source.py` and `target.py`. HyperFormer and HyperDecoder are not h
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import get_args
 
 import torch
 
 from bmtpt_ds.checkpoint import Stored
+from bmtpt_ds.config.methods import Name
 from bmtpt_ds.model.backbone import RowPrompts
 from bmtpt_ds.prompt_files import prompt_for
 from bmtpt_ds.session import Session
@@ -28,7 +30,8 @@ def reader(stored: Stored, session: Session) -> Callable[[str], torch.Tensor | R
     Raises (when called):
         UserError: the run has no prompt for a task.
     """
-    own = getattr(method(stored.state.get("method", "bmtpt")), "reader", None)
+    name = stored.state.get("method")
+    own = getattr(method(name), "reader", None) if name in get_args(Name) else None  # PEFT's prompts have no method
     if own is not None and "particles" not in stored.tensors:
         return own(stored, session)
     return lambda task: prompt_for(stored, task).to(session.ranks.device)

@@ -87,8 +87,11 @@ class Taught(Prompts):
     def row_losses(
         self, backbone: Backbone, leaves: Sequence[torch.Tensor], numbers: Sequence[int], batches: Sequence[Batch]
     ) -> torch.Tensor:
+        training = backbone.training
+        backbone.eval()  # a teacher has no dropout
         with torch.no_grad():
             taught = backbone.states(torch.stack([self.teachers[number] for number in numbers]), batches)
+        backbone.train(training)
         parts = leaves[0].unbind(0)
         states = backbone.states(torch.stack([parts[number] for number in numbers]), batches)
         losses = mean_token_losses(states.logits, [batch.labels for batch in batches])

@@ -1,4 +1,4 @@
-"""Every method on the real T5 and real rows: tens of steps, the loss falls, a run broken off ends the same, a report."""
+"""Every method on the real T5 and real rows: the loss falls in tens of steps, a run broken off ends the same, a report."""
 
 import csv
 import json
