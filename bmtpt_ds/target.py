@@ -36,6 +36,12 @@ from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
 
 MAX_SKIPPED = 10  # steps in a row with non-finite gradients that stop the run
+_RATES = {  # where a recipe has them
+    "lr_full": "target.lr_full",
+    "lr_low_rank": "target.lr_low_rank",
+    "lr_attention": "attempt.lr",
+    "lr_weights": "weights.lr",
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +259,7 @@ def learning_rates(target: TargetConfig, tuned: Tuned, step: int) -> dict[str, f
     """Those that something trained has: of a prompt's W `lr_full`, of its a and b `lr_low_rank`."""
     factor = learning_rate_factor(step, steps=target.steps, warmup_steps=target.warmup_steps, schedule=target.schedule)
     bases = {"lr_full": target.lr_full, "lr_low_rank": target.lr_low_rank, **tuned.own_rates}
-    return {name: bases[name] * factor for name in dict.fromkeys(map(tuned.rate_of, tuned.trained))}
+    return {name: bases[name] * factor for name in tuned.rates}
 
 
 def _validation_due(target: TargetConfig, step: int) -> bool:
@@ -274,8 +280,8 @@ def _heed(flags: Iterable[tuple[int, bool, bool]], adaptation: Adaptation, runs:
         for run, count in zip(runs, adaptation.skipped_in_a_row.tolist(), strict=True):
             if count > MAX_SKIPPED:
                 which = f"run {run.name}: " if run.name else ""
+                keys = "source.lr" if run.drawn_as else " and ".join(_RATES[name] for name in adaptation.tuned.rates)
                 raise UserError(
-                    f"step {step}: {which}gradients were not finite for {count} steps in a row; "
-                    "lower target.lr_full and target.lr_low_rank"
+                    f"step {step}: {which}gradients were not finite for {count} steps in a row; lower {keys}"
                 )
     return stop

@@ -59,6 +59,11 @@ class Tuned(ABC):
         """The prompts [R, N, L, H], where they are the same for all rows of a task."""
         return None
 
+    @property
+    def rates(self) -> list[str]:
+        """The learning rates that its tensors have, each once."""
+        return list(dict.fromkeys(map(self.rate_of, self.trained)))
+
     def parameters(self) -> int:
         """Trained numbers of a run."""
         return sum(tensor[0].numel() for tensor in self.trained.values())

@@ -97,9 +97,8 @@ def train(
     for each in (directory, *own.values()):
         session.ranks.first_does(each.open)
     tasks = {task.name: TaskSplits(task, splits) for run in runs for task, splits in run.tasks}
-    log = open_log(
-        session, directory, adaptation, target.steps, list(tasks.values()), {n: p.path for n, p in own.items()}
-    )
+    paths = {name: place.path for name, place in own.items()}
+    log = open_log(session, directory, adaptation, target.steps, list(tasks.values()), paths)
     adapt(session, runs, begun.prior, adaptation, log, directory.checkpoints)
     log.close()
     return adaptation
@@ -109,7 +108,7 @@ def as_target(source: SourceConfig, steps: int | None = None) -> TargetConfig:
     """What the loop of `target.py` has to know of a source stage's recipe: the same steps, rates and optimizer."""
     shared = {key: getattr(source, key) for key in StageConfig.model_fields}
     warmup = source.warmup_steps
-    if steps is not None:  # a part of another length warms up for as large a share of it
+    if steps is not None:  # a shorter part may end before its warm-up would
         shared |= {"steps": steps, "warmup_steps": warmup and min(warmup, steps - 1)}
     rates = {"lr_full": source.lr, "lr_low_rank": source.lr}
     return TargetConfig(**shared, **rates, prior="none", eval_every=source.eval_every)

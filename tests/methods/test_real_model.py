@@ -1,4 +1,4 @@
-"""Every method on the real T5 and real rows: the loss falls in tens of steps, a run broken off ends the same, a report."""
+"""Every method on the real T5 and real rows: losses fall in tens of steps, a run broken off ends the same, a report."""
 
 import csv
 import json
@@ -105,7 +105,7 @@ def test_broken_off_and_resumed_it_ends_the_same(runs: Runs, tmp_path: Path, sta
 
 
 def test_they_stand_beside_each_other_in_the_report(runs: Runs, tmp_path: Path, capsys) -> None:
-    folders = [runs.of("adapt", method) for method in METHODS]
+    folders = [runs.of(stage, method) for stage, method in STAGES]
     assert main(["report", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
     rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
     assert {row["method"] for row in rows if row["origin"] == "ours"} == set(METHODS)
