@@ -108,4 +108,4 @@ def test_they_stand_beside_each_other_in_the_report(runs: Runs, tmp_path: Path, 
     folders = [runs.of(stage, method) for stage, method in STAGES]
     assert main(["report", *map(str, folders), "--out", str(tmp_path / "report")]) == 0
     rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
-    assert {row["method"] for row in rows if row["origin"] == "ours"} == set(METHODS)
+    assert {row["method"] for row in rows if row["from"] == "ours"} == set(METHODS)
