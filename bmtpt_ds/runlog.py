@@ -237,7 +237,7 @@ def _figures(values: Mapping[str, Any], steps_left: int, *, brief: bool) -> Iter
         between = f" ({min(losses):.3g} to {max(losses):.3g})" if len(losses) > 1 and not brief else ""
         yield f"loss {values['loss']:.{digits + 1}g}{between}"
     for name, names in _NAMES.items():
-        if values.get(name) is not None:
+        if values.get(name):  # a prior of 0: there is none
             yield f"{names[brief]} {values[name]:.{digits}g}"
     if values.get("seconds") is not None:
         yield f"{values['seconds']:.{digits}g} s/step"
