@@ -9,7 +9,7 @@ from typing import Any
 from bmtpt_ds.config import Recipe, deepspeed_json
 from bmtpt_ds.config.methods import SOURCE_KIND, TUNES_WEIGHTS, WITHOUT_SOURCE
 from bmtpt_ds.data.prepared import Prepared
-from bmtpt_ds.data.splits import Splits, few_shot, load_task
+from bmtpt_ds.data.splits import Splits, few_shot, fewer_to_score, load_task
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.tasks import Task, get_task
 
@@ -165,11 +165,16 @@ def read_splits(recipe: Recipe, tasks: Sequence[Task]) -> list[Splits]:
     Raises:
         UserError: as `load_task`; prepared rows that belong to another recipe.
     """
-    prepared = Prepared.find(recipe.data.root)
+    data, prepared = recipe.data, Prepared.find(recipe.data.root)
     if prepared:
         prepared.check(recipe, tasks)
-        return [prepared.read(task) for task in tasks]
-    return [load_task(task, root=recipe.data.root, split_seed=recipe.data.split_seed) for task in tasks]
+        splits = [prepared.read(task) for task in tasks]
+    else:
+        splits = [load_task(task, root=data.root, split_seed=data.split_seed) for task in tasks]
+    if data.max_eval_rows is None:
+        return splits
+    pairs = zip(tasks, splits, strict=True)
+    return [fewer_to_score(task, of_task, data.max_eval_rows, data.split_seed) for task, of_task in pairs]
 
 
 def check_source_rows(recipe: Recipe, task: Task, train: Sequence) -> None:

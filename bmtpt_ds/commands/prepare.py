@@ -60,7 +60,8 @@ def run_prepare(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     encoder = RowEncoder(tokenizer, recipe.model, recipe.data)
     for task in tasks:
         encoder.check_answers(task)
-    splits = read_splits(recipe, tasks)
+    whole = recipe.data.model_copy(update={"max_eval_rows": None})  # a recipe that reads them says how many it scores
+    splits = read_splits(recipe.model_copy(update={"data": whole}), tasks)
     with draft_of(out) as draft:
         manifest = Manifest(
             model=recipe.model.name_or_path,

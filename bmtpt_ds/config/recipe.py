@@ -135,6 +135,8 @@ class EvaluateConfig(Section):
 class DataConfig(Section):
     root: str | None = None  # folder of <task>/{train,validation,test}.jsonl, or of `bmtpt prepare`; default: the hub
     split_seed: Annotated[int, Field(ge=0)] = 42
+    # validation and test rows of a task that are scored, drawn with split_seed where there are more; default: all
+    max_eval_rows: Count | None = None
     prefix: bool = False  # the task's name in front of the text
     labels: Literal["digits", "words"] = "digits"
     tasks: dict[str, OwnTask] = Field(default_factory=dict)  # of your own, by name: their keys are in own_task.py

@@ -122,6 +122,23 @@ def _cut_validation(task: Task, rows: list[Row], seed: int) -> tuple[list[Row], 
     return _rows_of(groups[size:]), _rows_of(groups[:size])
 
 
+def fewer_to_score(task: Task, splits: Splits, most: int, seed: int) -> Splits:
+    """The splits with about `most` validation and as many test rows, drawn with the seed where there are more: whole
+    groups until there are as many."""
+
+    def drawn(rows: list[Row]) -> list[Row]:
+        if len(rows) <= most:
+            return rows
+        kept: list[Row] = []
+        for group in _groups(task, rows, seed):
+            if len(kept) >= most:
+                break
+            kept += group
+        return kept
+
+    return splits._replace(validation=drawn(splits.validation), test=drawn(splits.test))
+
+
 def few_shot(rows: Sequence[Row], task: Task, k: int, seed: int) -> list[Row]:
     """Draw k examples in all, balanced over the classes as far as k and the rows allow.
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from bmtpt_ds.config import OwnTask
-from bmtpt_ds.data.splits import few_shot, load_task, make_splits
+from bmtpt_ds.data.splits import few_shot, fewer_to_score, load_task, make_splits
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.tasks import TASKS, get_task
 
@@ -150,6 +150,25 @@ def test_split_seed():
     assert make_splits(rte, raw, local=False) != make_splits(rte, raw, split_seed=43, local=False)
     # These rows are scored: the cut must never change from one version to the next.
     assert [row["id"] for row in make_splits(rte, raw, local=False).test][:6] == [29, 9, 14, 37, 0, 25]
+
+
+def test_fewer_rows_to_score_are_a_draw_of_all():
+    raw = raw_of(train=100, validation=400)
+    splits = make_splits(get_task("rte"), raw, local=False)
+    fewer = fewer_to_score(get_task("rte"), splits, 50, 42)
+    assert (fewer.train, len(fewer.validation), len(fewer.test)) == (splits.train, 50, 50)
+    assert set(ids(fewer.test)) < set(ids(splits.test))
+    assert fewer == fewer_to_score(get_task("rte"), splits, 50, 42)
+    assert ids(fewer.test) != ids(fewer_to_score(get_task("rte"), splits, 50, 43).test)
+    assert fewer_to_score(get_task("rte"), splits, 200, 42) == splits
+
+
+def test_fewer_rows_to_score_keep_a_paragraph_whole():
+    raw = {"train": rows(9), "validation": [{**row, "idx": {"paragraph": row["id"] // 7}} for row in rows(140)]}
+    fewer = fewer_to_score(get_task("multirc"), make_splits(get_task("multirc"), raw, local=False), 20, 42)
+    for part in (fewer.validation, fewer.test):
+        assert len(part) == 21  # three paragraphs
+        assert len({row["idx"]["paragraph"] for row in part}) == 3
 
 
 def test_no_split_may_be_empty():
