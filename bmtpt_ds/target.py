@@ -6,6 +6,9 @@ at ones, are the task's own. All are trained, at two learning rates, on batches 
 
 Runs side by side (several seeds, several tasks one by one) differ in tasks, rows and seed. None sees another: they only
 share the passes through the backbone.
+
+The loop trains whatever a method gives it (`adaptation/tuned.py`): here W, a and b; other prompts, attention over
+prompts, weights of the backbone; and the source prompts of methods that train each by itself.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
