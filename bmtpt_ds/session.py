@@ -56,7 +56,7 @@ class Session:
         """`count` prompts [count, L, H] as the recipe begins them; all ranks must ask together."""
         prompt, vocab = self.recipe.prompt, self.model.backbone.config.vocab_size
         seed, rows_of = self.recipe.run.seed, self.model.embedding_rows
-        return initial_prompts(prompt.init, count, prompt.length, vocab, seed, rows_of)
+        return initial_prompts(prompt.init, count, prompt.length, vocab, seed, rows_of, prompt.spread)
 
     def describe(self) -> str:
         """The model and how it lies on the ranks, in a line for a person."""

@@ -39,7 +39,10 @@ class ModelConfig(Section):
 
 class PromptConfig(Section):
     length: Count = 100  # L, tokens
-    init: Literal["vocab", "normal"] = "vocab"
+    # vocab: embeddings of random common tokens, each prompt's own; normal: noise of their standard deviation; shared:
+    # one draw of them for all prompts, and noise of `spread` times their standard deviation between these
+    init: Literal["vocab", "normal", "shared"] = "vocab"
+    spread: NonNegative = 0.1
 
 
 class SVGDConfig(Section):

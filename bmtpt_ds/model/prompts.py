@@ -21,21 +21,30 @@ def vocabulary_ids(count: int, length: int, vocab_size: int, seed: int) -> torch
 
 
 def initial_prompts(
-    init: str, count: int, length: int, vocab_size: int, seed: int, rows_of: Callable[[torch.Tensor], torch.Tensor]
+    init: str,
+    count: int,
+    length: int,
+    vocab_size: int,
+    seed: int,
+    rows_of: Callable[[torch.Tensor], torch.Tensor],
+    spread: float = 0.1,
 ) -> torch.Tensor:
     """Prompts [count, L, H] in float32 that a stage begins with.
 
     Args:
-        init: `vocab`, embeddings of random common tokens (section 4.3.1, after Lester et al. 2021), or `normal`,
-            Gaussian noise of those embeddings' standard deviation (they are large: 13.5 in flan-t5-small).
+        init: `vocab`, embeddings of random common tokens (section 4.3.1, after Lester et al. 2021); `normal`,
+            Gaussian noise of those embeddings' standard deviation (they are large: 13.5 in flan-t5-small); `shared`,
+            one draw of them for all, to which several prompts add noise of `spread` times that: vocabulary rows of
+            different draws are as good as orthogonal, and the mean of five such prompts is near none of them.
         rows_of: token ids [N] -> their embeddings [N, H], asked of the loaded backbone.
     """
     ids = vocabulary_ids(count, length, vocab_size, seed)
     rows = rows_of(ids.flatten()).float().view(count, length, -1)
-    if init == "vocab":
+    if init == "vocab" or (init == "shared" and count == 1):
         return rows
     noise = torch.from_numpy(stream("normal prompt", seed).standard_normal(rows.shape)).float()
-    return noise.to(rows.device) * rows.std()
+    noise = noise.to(rows.device) * rows.std()
+    return rows[:1] + spread * noise if init == "shared" else noise
 
 
 @dataclass

@@ -31,6 +31,15 @@ def test_vocab_starts_at_embeddings_normal_at_their_scale() -> None:
     assert normal.dtype == torch.float32
 
 
+def test_shared_starts_near_one_draw() -> None:
+    first = TABLE[vocabulary_ids(1, 500, 6000, 0)]
+    shared = initial_prompts("shared", 3, 500, 6000, 0, lambda ids: TABLE[ids], spread=0.2)
+    apart = (shared - first).flatten(1)
+    assert apart.std(dim=1).tolist() == pytest.approx([0.2 * 13] * 3, rel=0.05)
+    assert abs(torch.corrcoef(apart)[0, 1]) < 0.05  # noise of their own
+    assert torch.equal(initial_prompts("shared", 1, 500, 6000, 0, lambda ids: TABLE[ids]), first)
+
+
 def test_too_long_a_prompt() -> None:
     with pytest.raises(UserError, match=r"prompt\.length 100"):
         vocabulary_ids(1, 100, 50, 0)
