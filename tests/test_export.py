@@ -129,6 +129,7 @@ def test_neither_command_needs_peft(exported: Exported, tmp_path: Path, monkeypa
 
 
 @pytest.mark.shared
+@pytest.mark.slow  # a minute; the tiny model's tests hold the same of files and logits
 def test_real_model_and_rows(shared: Path, tmp_path: Path) -> None:
     """A few steps of two tasks; 50 rows of one, 10 of the other, in both formats, by PEFT and by our backbone."""
     from bmtpt_ds.config import ModelConfig, deepspeed_json
