@@ -33,13 +33,8 @@ class Through(ABC):
     @property
     @abstractmethod
     def leaves(self) -> list[torch.Tensor]:
-        """The same on all ranks; parameters of the backbone, or tensors that no graph hangs on."""
-
-    def block(self, numbers: range) -> "Through":
-        """That of these prompts alone, whose leaves are as many parts of these leaves, cut along their first axis."""
-        if len(numbers) != len(self):
-            raise NotImplementedError
-        return self
+        """The same on all ranks; parameters of the backbone, or tensors that no graph hangs on. Where a grid deals the
+        prompts in blocks, P is in front of each."""
 
     @abstractmethod
     def row_losses(
@@ -66,15 +61,17 @@ class Prompts(Through):
     def leaves(self) -> list[torch.Tensor]:
         return [self.prompts]
 
-    def block(self, numbers: range) -> "Prompts":
-        return Prompts(self.prompts[numbers.start : numbers.stop])
-
     def row_losses(
         self, backbone: Backbone, leaves: Sequence[torch.Tensor], numbers: Sequence[int], batches: Sequence[Batch]
     ) -> torch.Tensor:
-        # stacked views rather than theta[indices]: their gradients add up in a fixed order on every device
-        parts = leaves[0].unbind(0)
-        return backbone.row_losses(torch.stack([parts[number] for number in numbers]), batches)
+        return backbone.row_losses(of_rows(leaves[0], numbers), batches)
+
+
+def of_rows(prompts: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """The prompts [N, L, H] that read rows, out of [P, L, H]."""
+    # stacked views rather than prompts[numbers]: their gradients add up in a fixed order on every device
+    parts = prompts.unbind(0)
+    return torch.stack([parts[number] for number in numbers])
 
 
 class Flags:
@@ -203,13 +200,13 @@ class GradientPass:
             through: the same on all ranks.
             work: prepared for as many prompts.
         """
-        own = through.block(self._grid.block(len(through)))
+        block = self._grid.block(len(through))
         # one flat buffer, one all-reduce: the gradients, the losses, and whether somebody wants to stop
-        sizes = [leaf.numel() for leaf in own.leaves]
+        sizes = [leaf.numel() * len(block) // len(through) for leaf in through.leaves]
         size = sum(sizes)
-        flat = torch.zeros(size + len(own) + 1, device=self._model.ranks.device)
-        self._add_own_share(flat, own, work, step)
-        self._check_frozen(own)
+        flat = torch.zeros(size + len(block) + 1, device=self._model.ranks.device)
+        self._add_own_share(flat, through, block, work, step)
+        self._check_frozen(through)
         with self._phases("gather"):
             flat[-1] = float(stop.received is not None)
             blocks = self._grid.combine(flat)
@@ -223,7 +220,7 @@ class GradientPass:
         if any((w.requires_grad or w.grad is not None) and id(w) not in trained for w in self._weights):
             raise RuntimeError("a weight of the frozen backbone requires or got a gradient")
 
-    def _add_own_share(self, flat: torch.Tensor, through: Through, work: StepWork, step: int) -> None:
+    def _add_own_share(self, flat: torch.Tensor, through: Through, block: range, work: StepWork, step: int) -> None:
         """Fills `flat` with this rank's part; begins again with half the tokens when memory runs out."""
         ranks = self._model.ranks
         while True:
@@ -231,8 +228,8 @@ class GradientPass:
                 if self._model.backbone.config.dropout_rate:
                     torch.manual_seed(int(stream("dropout", self._seed, step, ranks.rank).randint(2**31)))
                 flat.zero_()
-                for own in self._that_fit(work, len(through)):
-                    self._add_pass(flat, through, own)
+                for own in self._that_fit(work, len(block)):
+                    self._add_pass(flat, through, block, own)
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -265,19 +262,20 @@ class GradientPass:
             )
         self.max_tokens = half
 
-    def _add_pass(self, flat: torch.Tensor, through: Through, own: HostPass) -> None:
+    def _add_pass(self, flat: torch.Tensor, through: Through, block: range, own: HostPass) -> None:
         with self._phases("forward"):
             leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in through.leaves]
-            numbers = [cell.prompt for cell in own.cells]
+            numbers = [block[cell.prompt] for cell in own.cells]
             losses = through.row_losses(self._model.backbone, leaves, numbers, own.batches.on(flat.device))
             loss_of_prompt = (upload(own.weights, flat.device) * losses).sum(dim=1)
         with self._phases("backward"):
             loss_of_prompt.sum().backward()
-        sizes = [leaf.numel() for leaf in leaves]
-        for part, leaf in zip(flat.split([*sizes, len(flat) - sum(sizes)]), leaves, strict=False):
-            part += leaf.grad.flatten()
-            leaf.grad = None
-        flat[sum(sizes) : -1] += loss_of_prompt.detach()
+        begin = 0
+        for leaf in leaves:
+            first, last = (leaf.numel() * end // len(through) for end in (block.start, block.stop))
+            flat[begin : begin + last - first] += leaf.grad.flatten()[first:last]
+            begin, leaf.grad = begin + last - first, None
+        flat[begin:-1] += loss_of_prompt.detach()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -91,8 +91,7 @@ def check_answers(stored: Stored, task: str) -> None:
         UserError: a run of `adapt`, or a source run with a prompt a task, for other tasks.
     """
     own = stored.state.get("tasks", [])
-    a_prompt_a_task = SOURCE_KIND.get(stored.state.get("method", "bmtpt")) == "a prompt a task"
-    if task in own or (_of_source(stored) and not a_prompt_a_task):
+    if task in own or (_of_source(stored) and not _has_a_prompt_a_task(stored)):
         return
     theirs = ", ".join(own)
     if _of_source(stored):
@@ -112,14 +111,17 @@ def prompt_for(stored: Stored, task: str) -> torch.Tensor:
     tensors, own = stored.tensors, stored.state.get("tasks", [])
     if "particles" in tensors:
         particles = tensors["particles"]
-        alone = SOURCE_KIND.get(stored.state.get("method")) == "a prompt a task"
-        return particles[own.index(task)] if alone else particles.mean(dim=0)
+        return particles[own.index(task)] if _has_a_prompt_a_task(stored) else particles.mean(dim=0)
     if task in own:
         a, b = tensors[f"{task}.a"], tensors[f"{task}.b"]
     else:  # of MPT's source stage: where its target prompts begin
         a, b = (torch.stack([tensors[f"{name}.{part}"] for name in own]).mean(dim=0) for part in ("a", "b"))
     full = tensors["shared" if "shared" in tensors else "full"]
     return ComposedPrompt(full, a[None], b[None]).compose()[0]
+
+
+def _has_a_prompt_a_task(stored: Stored) -> bool:
+    return SOURCE_KIND.get(stored.state.get("method")) == "a prompt a task"
 
 
 def _of_source(stored: Stored) -> bool:

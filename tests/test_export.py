@@ -28,6 +28,7 @@ from tests.peft_adapters import (
     plain,
     prompt_of,
 )
+from tests.real_rows import copy_rows
 
 
 @pytest.mark.parametrize("kind", ["multitask", "composed"])
@@ -135,12 +136,8 @@ def test_real_model_and_rows(shared: Path, tmp_path: Path) -> None:
     from bmtpt_ds.config import ModelConfig, deepspeed_json
     from bmtpt_ds.parallel import Ranks, load_backbone
 
-    model, data = shared / "models/flan-t5-small-titles", tmp_path / "data"
-    for task in TASKS:
-        (data / task).mkdir(parents=True)
-        for split in ("train", "validation"):
-            lines = (shared / "data" / task / f"{split}.jsonl").read_text().splitlines()[:60]
-            (data / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    model = shared / "models/flan-t5-small-titles"
+    data = copy_rows(shared, tmp_path / "data", TASKS, train=60)
     settings = [f"model.name_or_path={model}", f"data.root={data}", "target.steps=8", "target.batch_size=4"]
     chosen = [word for setting in settings for word in ("--set", setting)]
     run = tmp_path / "run"

@@ -54,8 +54,9 @@ def validate(
     ratios = [prior / likelihood if likelihood else None for likelihood, prior in adaptation.norms.tolist()]
     lines = {}
     for r, run in enumerate(runs):
-        best = {"best": adaptation.best_score[r], "best_step": adaptation.best_step[r]}
-        best = {} if run.drawn_as else best  # of a source stage the last step counts
+        best = {}
+        if not run.drawn_as:  # of a source stage the last step counts
+            best = {"best": adaptation.best_score[r], "best_step": adaptation.best_step[r]}
         lines[run.name] = {
             "step": adaptation.step,
             "validation": scores[r] | {"mean": means[r]} | best,

@@ -23,7 +23,7 @@ from bmtpt_ds.config.methods import AttemptConfig
 from bmtpt_ds.data.order import stream
 from bmtpt_ds.data.tokens import Batch
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.losses import Through
+from bmtpt_ds.losses import Through, of_rows
 from bmtpt_ds.methods.job import AdaptJob, Begun, without_prior
 from bmtpt_ds.methods.source_prompts import learn
 from bmtpt_ds.model.backbone import Backbone
@@ -70,13 +70,13 @@ class AttentivePrompts:
     def __call__(self, texts: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> torch.Tensor:
         text = torch.cat([_greatest(*of_bucket) for of_bucket in zip(texts, masks, strict=True)]).to(self.own.dtype)
         numbers = [0] * len(text) if self.numbers is None else self.numbers
-        prompts, tasks = self.own.flatten(0, 1).unbind(0), self.own.shape[1]
+        prompts, tasks = self.own.flatten(0, 1), self.own.shape[1]
         runs = [number // tasks for number in numbers]
         order = sorted(range(len(runs)), key=runs.__getitem__)
         made = []
         for run in sorted(set(runs)):
             rows = [i for i in order if runs[i] == run]
-            own = torch.stack([prompts[numbers[i]] for i in rows])
+            own = of_rows(prompts, [numbers[i] for i in rows])
             attention = [tensor[run] for tensor in self.attention]
             made += attend(text[rows], own, self.sources, attention, self.temperature).unbind(0)
         back = sorted(range(len(order)), key=order.__getitem__)

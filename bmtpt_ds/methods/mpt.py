@@ -22,7 +22,7 @@ from torch.nn.functional import log_softmax
 from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.tuned import TunedPrompt
 from bmtpt_ds.data.tokens import IGNORE, Batch
-from bmtpt_ds.losses import Prompts
+from bmtpt_ds.losses import Prompts, of_rows
 from bmtpt_ds.methods.job import AdaptJob, Begun, Learned, SourceJob, as_target, train, without_prior
 from bmtpt_ds.methods.source_prompts import train_alone
 from bmtpt_ds.model.backbone import Backbone, States, mean_over_targets, mean_over_texts, mean_token_losses
@@ -80,20 +80,15 @@ class Taught(Prompts):
     teachers: torch.Tensor  # [P, L, H]
     weight: float  # lambda
 
-    def block(self, numbers: range) -> "Taught":
-        teachers = self.teachers[numbers.start : numbers.stop]
-        return Taught(super().block(numbers).prompts, teachers, self.weight)
-
     def row_losses(
         self, backbone: Backbone, leaves: Sequence[torch.Tensor], numbers: Sequence[int], batches: Sequence[Batch]
     ) -> torch.Tensor:
         training = backbone.training
         backbone.eval()  # a teacher has no dropout
         with torch.no_grad():
-            taught = backbone.states(torch.stack([self.teachers[number] for number in numbers]), batches)
+            taught = backbone.states(of_rows(self.teachers, numbers), batches)
         backbone.train(training)
-        parts = leaves[0].unbind(0)
-        states = backbone.states(torch.stack([parts[number] for number in numbers]), batches)
+        states = backbone.states(of_rows(leaves[0], numbers), batches)
         losses = mean_token_losses(states.logits, [batch.labels for batch in batches])
         return losses + self.weight * distillation(states, taught, batches, self.teachers.shape[1])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import launch
+from tests.real_rows import copy_rows
 
 SETTINGS = (
     "model.max_source_length=48",
@@ -25,12 +26,7 @@ SETTINGS = (
 def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run of each command."""
     folder = tmp_path_factory.mktemp("real")
-    data = folder / "data"
-    for task in ("sst2", "rte", "cola", "mrpc"):
-        (data / task).mkdir(parents=True)
-        for split, rows in (("train", 2000), ("validation", 60)):
-            lines = (shared / "data" / task / f"{split}.jsonl").read_text().splitlines()
-            (data / task / f"{split}.jsonl").write_text("\n".join(lines[:rows]) + "\n")
+    data = copy_rows(shared, folder / "data", ("sst2", "rte", "cola", "mrpc"))
     model = shared / "models" / "flan-t5-small-titles"
     settings = [f"model.name_or_path={model}", f"data.root={data}", *SETTINGS]
     chosen = [part for setting in settings for part in ("--set", setting)]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bmtpt_ds.cli import main
+from tests.real_rows import copy_rows
 
 STEPS = 30
 SETTINGS = (
@@ -47,12 +48,7 @@ class Runs:
     """Runs of the methods, made when they are asked for."""
 
     def __init__(self, shared: Path, folder: Path):
-        self.folder, data = folder, folder / "data"
-        for task in ("sst2", "rte", "cola", "mrpc"):
-            (data / task).mkdir(parents=True)
-            for split, rows in (("train", 2000), ("validation", 60)):
-                lines = (shared / "data" / task / f"{split}.jsonl").read_text().splitlines()
-                (data / task / f"{split}.jsonl").write_text("\n".join(lines[:rows]) + "\n")
+        self.folder, data = folder, copy_rows(shared, folder / "data", ("sst2", "rte", "cola", "mrpc"))
         model = shared / "models" / "flan-t5-small-titles"
         self.settings = [f"model.name_or_path={model}", f"data.root={data}", *SETTINGS]
 

@@ -8,12 +8,14 @@ import torch
 
 from bmtpt_ds.adaptation.tuned import TunedPrompt
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.data.tokens import IGNORE, Batch, collate
-from bmtpt_ds.losses import Prompts
+from bmtpt_ds.data.tokens import IGNORE, Batch, TokenRow, collate
+from bmtpt_ds.data.work import StepRows
+from bmtpt_ds.losses import GradientPass, Prompts
 from bmtpt_ds.methods import mpt
 from bmtpt_ds.methods.job import SourceJob
 from bmtpt_ds.methods.mpt import Taught, TaughtPrompt, distillation
 from bmtpt_ds.model.backbone import States, checkpoint_activations
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import TASKS
@@ -93,14 +95,34 @@ def test_row_losses_and_gradients_are_the_equation(folder: Path, cut: str) -> No
     assert through.leaves == [students]
 
 
-def test_a_block_of_prompts_keeps_its_teachers(folder: Path) -> None:
-    """The gradient's pass reads rows through a block, even where it is the whole."""
-    backbone, through = load(folder).double(), Taught(prompts(1), prompts(2), 0.7)
-    batches = collate(CUTS["padded"], 0).on(CPU)
-    whole, last = through.block(range(3)), through.block(range(1, 3))
-    expected = through.row_losses(backbone, through.leaves, [1, 2, 1, 2, 2, 1], batches)
-    assert torch.equal(whole.row_losses(backbone, whole.leaves, [1, 2, 1, 2, 2, 1], batches), expected)
-    assert torch.equal(last.row_losses(backbone, last.leaves, [0, 1, 0, 1, 1, 0], batches), expected)
+class Half:
+    """The place of a rank with half of the prompts; the other half's rank is taken to have found the same."""
+
+    data_ranks, data_rank = 1, 0
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def block(self, count: int) -> range:
+        return range(count // 2 * self.number, count // 2 * (self.number + 1))
+
+    def combine(self, own: torch.Tensor) -> torch.Tensor:
+        return torch.stack([own, own])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_block_of_prompts_keeps_its_teachers(loaded, number: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    students, teachers = torch.randn(2, 4, 5, 32, generator=draw)
+    through, rows = Taught(students, teachers, 0.7), [TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1])]
+    passes = [GradientPass(loaded, 0, 10**9, 0, Phases(CPU), grid) for grid in (None, Half(number))]
+    whole, half = (p(through, p.prepare(StepRows.evenly(rows), 4, 5), 1, StopSignal()) for p in passes)
+    block = slice(2 * number, 2 * number + 2)
+    assert whole.gradient.flatten(1).norm(dim=1).min() > 0
+    torch.testing.assert_close(half.gradient, whole.gradient[block].repeat(2, 1, 1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(half.losses, whole.losses[block].repeat(2))
+    plain = passes[0](Prompts(students), passes[0].prepare(StepRows.evenly(rows), 4, 5), 1, StopSignal())
+    assert (whole.losses - plain.losses).min() > 1e-3  # the teachers say something
 
 
 @pytest.mark.parametrize("deepspeeds", [False, True])
