@@ -186,7 +186,7 @@ class GradientPass:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""
         return plan_step(
             rows,
-            prompts=len(self._grid.block(prompts)),
+            block=self._grid.block(prompts),
             length=length,
             data_ranks=self._grid.data_ranks,
             data_rank=self._grid.data_rank,

@@ -101,7 +101,7 @@ def learn_posterior(
     ]
     log.say(f"SVGD: {backend.describe(posterior.particles.flatten(1))}")
 
-    def draw(step: int) -> list[TokenRow]:
+    def draw(step: int) -> StepRows:
         return draw_rows(source, run.seed, step, tasks, session.encoder)
 
     with SourceSteps(
@@ -143,7 +143,7 @@ class SourceSteps:
         gradient_of: GradientPass,
         backend: Backend,
         phases: Phases,
-        draw: Callable[[int], Sequence[TokenRow]],
+        draw: Callable[[int], StepRows],
         stop: StopSignal,
         length: int,
     ):
@@ -156,7 +156,7 @@ class SourceSteps:
         self._phases, self._stop = phases, stop
 
         def work_of(step: int) -> StepWork:
-            return gradient_of.prepare(StepRows.evenly(draw(step)), source.particles, length)
+            return gradient_of.prepare(draw(step), source.particles, length)
 
         self._ahead = Ahead(work_of, source.steps)
 
@@ -182,11 +182,18 @@ class SourceSteps:
 
 def draw_rows(
     source: SourceConfig, seed: int, step: int, tasks: Sequence[TaskSplits], encoder: RowEncoder
-) -> list[TokenRow]:
-    """The kappa * R rows of a step, a pure function of seed and step (section 4.2.1: tasks without replacement)."""
+) -> StepRows:
+    """The kappa * R rows that a particle reads in a step, a pure function of seed and step (section 4.2.1: tasks without
+    replacement)."""
     sizes = {task.name: len(splits.train) for task, splits in tasks}
-    drawn = drawn_rows(seed, step, sizes, source.kappa, source.rows_per_task)
-    return [encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in drawn]
+
+    def of_particle(particle: int) -> list[TokenRow]:
+        drawn = drawn_rows(seed, step, sizes, source.kappa, source.rows_per_task, particle)
+        return [encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in drawn]
+
+    if source.particle_rows == "own":
+        return StepRows.of_prompts([of_particle(particle) for particle in range(source.particles)])
+    return StepRows.evenly(of_particle(0))
 
 
 def svgd_step(

@@ -12,12 +12,15 @@ from bmtpt_ds.config import Recipe
 from bmtpt_ds.data.splits import load_task
 from bmtpt_ds.data.tokens import RowEncoder, collate
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.losses import GradientPass, Prompts
+from bmtpt_ds.phases import Phases
 from bmtpt_ds.runlog import RunLog
 from bmtpt_ds.session import Session
 from bmtpt_ds.source import Posterior, TaskSplits, draw_rows, learn_posterior, svgd_backend
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import svgd_direction
 from bmtpt_ds.tasks import get_task
+from tests.one_step import gradient_of_rows
 
 
 def recipe_with(**source) -> Recipe:
@@ -46,7 +49,7 @@ def test_first_step_is_algorithm_1(loaded, encoder, tasks, tmp_path: Path, scale
     recipe = recipe_with(optimizer="sgd", lr=3.0, steps=1, likelihood_scale=scale, svgd=svgd)
     before = Session(recipe, loaded, encoder, StopSignal()).initial_prompts(3)
     theta = before.clone().requires_grad_()
-    drawn = draw_rows(recipe.source, 0, 1, tasks, encoder)
+    drawn = draw_rows(recipe.source, 0, 1, tasks, encoder).rows
     losses = [
         loaded.backbone.row_losses(particle[None], collate([[row]], 0).on(torch.device("cpu")))[0] / 4
         for particle in theta
@@ -82,10 +85,26 @@ def test_a_backend_that_cannot_run_here_is_refused(monkeypatch) -> None:
 
 def test_a_step_draws_kappa_tasks_and_the_same_rows_for_the_same_seed(encoder, tasks) -> None:
     both, one = recipe_with().source, recipe_with(tasks_per_step=1).source
-    assert len(draw_rows(both, 0, 1, tasks, encoder)) == 4
-    assert len(draw_rows(one, 0, 1, tasks, encoder)) == 2
+    assert len(draw_rows(both, 0, 1, tasks, encoder).rows) == 4
+    assert len(draw_rows(one, 0, 1, tasks, encoder).rows) == 2
     assert draw_rows(both, 0, 5, tasks, encoder) == draw_rows(both, 0, 5, tasks, encoder)
     assert draw_rows(both, 0, 5, tasks, encoder) != draw_rows(both, 1, 5, tasks, encoder)
+
+
+def test_particles_with_rows_of_their_own(loaded, encoder, tasks) -> None:
+    """Each particle's gradient is that of its own kappa * R rows alone; the first reads what all would share."""
+    shared, own = (draw_rows(recipe_with(particle_rows=w).source, 0, 1, tasks, encoder) for w in ("shared", "own"))
+    of_particle = [[row for row, p in zip(own.rows, own.prompt_of, strict=True) if p == m] for m in range(3)]
+    assert of_particle[0] == shared.rows
+    assert [len(rows) for rows in of_particle] == [4, 4, 4]
+    assert of_particle[0] != of_particle[1] != of_particle[2] != of_particle[0]
+    particles = Session(recipe_with(), loaded, encoder, StopSignal()).initial_prompts(3)
+    gradient_pass = GradientPass(loaded, encoder.pad_id, 10_000, 0, Phases(torch.device("cpu")))
+    found = gradient_pass(Prompts(particles), gradient_pass.prepare(own, 3, 5), 1, StopSignal())
+    for m, rows in enumerate(of_particle):
+        alone = gradient_of_rows(gradient_pass, particles[m : m + 1], rows)
+        torch.testing.assert_close(found.gradient[m], alone.gradient[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.losses[m], alone.losses[0])
 
 
 class Poisoned:

@@ -84,6 +84,9 @@ class SourceConfig(StageConfig):
     tasks_per_step: Count | Literal["all"] = "all"  # kappa
     rows_per_task: Count = 1  # R
     particles: Count = 5  # M
+    # shared: all particles read the same rows of a step (section 5.1); own: each draws its own, as many, so that a step
+    # costs the same and its rows number M times as many
+    particle_rows: Literal["shared", "own"] = "shared"
     lr: Positive = 0.3
     likelihood_scale: Positive = 1.0
     svgd: SVGDConfig = SVGDConfig()

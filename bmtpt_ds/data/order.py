@@ -31,28 +31,36 @@ def tasks_of_step(seed: int, step: int, n_tasks: int, tasks_per_step: int) -> li
     return _sample(stream("tasks", seed, _from_one(step)), n_tasks, tasks_per_step)
 
 
-def rows_of_step(seed: int, step: int, task_name: str, n_rows: int, rows_per_task: int) -> list[int]:
+def rows_of_step(
+    seed: int, step: int, task_name: str, n_rows: int, rows_per_task: int, particle: int = 0
+) -> list[int]:
     """The rows of one task in source step `step`: `rows_per_task` of range(n_rows) without replacement, ascending.
 
     A pure function of its arguments: a task's rows do not depend on which other tasks the run or the step has.
     Raises ValueError when there are fewer rows than a step takes, or when step < 1.
+
+    Args:
+        particle: whose rows, where particles have rows of their own; the first one's are those that all share where
+            they do not.
     """
-    return _sample(stream("rows", seed, _from_one(step), task_name), n_rows, rows_per_task)
+    own = (particle,) if particle else ()
+    return _sample(stream("rows", seed, _from_one(step), task_name, *own), n_rows, rows_per_task)
 
 
 def drawn_rows(
-    seed: int, step: int, n_rows: Mapping[str, int], tasks_per_step: int, rows_per_task: int
+    seed: int, step: int, n_rows: Mapping[str, int], tasks_per_step: int, rows_per_task: int, particle: int = 0
 ) -> list[tuple[int, int]]:
     """The rows of source step `step`, as (which task, which of its rows): `rows_of_step` of each of `tasks_of_step`.
 
     Args:
         n_rows: of each task, by name.
+        particle: as `rows_of_step`; the step's tasks are the same for all.
     """
     names = list(n_rows)
     return [
         (k, i)
         for k in tasks_of_step(seed, step, len(names), tasks_per_step)
-        for i in rows_of_step(seed, step, names[k], n_rows[names[k]], rows_per_task)
+        for i in rows_of_step(seed, step, names[k], n_rows[names[k]], rows_per_task, particle)
     ]
 
 

@@ -25,6 +25,12 @@ class StepRows:
         """Each row weighs as much as the others, all of them together 1."""
         return cls(rows, [1 / len(rows)] * len(rows), prompt_of)
 
+    @classmethod
+    def of_prompts(cls, rows: Sequence[Sequence[TokenRow]]) -> "StepRows":
+        """Each prompt reads rows of its own, which weigh the same and together 1."""
+        weights = [1 / len(own) for own in rows for _ in own]
+        return cls([row for own in rows for row in own], weights, [p for p, own in enumerate(rows) for _ in own])
+
 
 @dataclass(frozen=True)
 class HostPass:
@@ -47,22 +53,23 @@ class StepWork:
 
 
 def plan_step(
-    step: StepRows, *, prompts: int, length: int, data_ranks: int, data_rank: int, max_tokens: int, pad_id: int
+    step: StepRows, *, block: range, length: int, data_ranks: int, data_rank: int, max_tokens: int, pad_id: int
 ) -> StepWork:
-    """Deals a step's cells and pads this rank's.
+    """Deals the cells of a block of prompts and pads this rank's.
 
     Args:
-        prompts: P, how many prompts this rank's block has.
+        block: the prompts of this rank, P of all; cells number them from 0.
         length: L, their tokens.
         max_tokens: padded tokens of a pass, the same on all ranks.
     """
     cells = [
         Cell(p, r, weight, length + len(row.source), len(row.target))
         for r, (row, weight) in enumerate(zip(step.rows, step.weights, strict=True))
-        for p in (range(prompts) if step.prompt_of is None else (step.prompt_of[r],))
+        for p, prompt in enumerate(block)
+        if step.prompt_of is None or step.prompt_of[r] == prompt
     ]
     plan = plan_micro_batches(cells, data_ranks, max_tokens)
-    passes = [host_pass(batch, step.rows, prompts, pad_id) for batch in plan[data_rank]]
+    passes = [host_pass(batch, step.rows, len(block), pad_id) for batch in plan[data_rank]]
     return StepWork(step.rows, passes, max(cell.tokens for cell in cells), imbalance(plan))
 
 

@@ -74,14 +74,15 @@ def longest_row(recipe: Recipe, tasks: Sequence[Task]) -> Row:
     return Row(max(_most(recipe, task) for task in tasks), FREE_TEXT if free else _LABEL)
 
 
-def source_rows(recipe: Recipe, tasks: Sequence[Task], step: int) -> list[Row]:
-    """The kappa * R rows of a step of the source stage, a function of the recipe's seed and the step."""
+def source_rows(recipe: Recipe, tasks: Sequence[Task], step: int, particle: int = 0) -> list[Row]:
+    """The kappa * R rows that a particle reads in a step of the source stage, a function of the recipe's seed, the step
+    and, where particles have rows of their own, the particle."""
     seed, source = recipe.run.seed, recipe.source
     chosen = [tasks[k] for k in tasks_of_step(seed, step, len(tasks), source.kappa)]
     return [
         draw_row(recipe, task, i)
         for task in chosen
-        for i in rows_of_step(seed, step, task.name, ROWS, source.rows_per_task)
+        for i in rows_of_step(seed, step, task.name, ROWS, source.rows_per_task, particle)
     ]
 
 

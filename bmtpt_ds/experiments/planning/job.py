@@ -43,9 +43,12 @@ class Job:
         return [self._cells_of(step) for step in range(1, _SAMPLES + 1)]
 
     def _cells_of(self, step: int) -> list[Cell]:
-        rows, length = source_rows(self.recipe, self.tasks, step), self.recipe.prompt.length
+        source, length = self.recipe.source, self.recipe.prompt.length
+        own = source.particle_rows == "own"
+        rows = [source_rows(self.recipe, self.tasks, step, p) for p in range(source.particles if own else 1)]
         return [
-            Cell(p, r, 1 / len(rows), length + row.source, row.target)
-            for r, row in enumerate(rows)
-            for p in range(self.recipe.source.particles)
+            Cell(p, r, 1 / len(of_particle), length + row.source, row.target)
+            for p in range(source.particles)
+            for of_particle in (rows[p if own else 0],)
+            for r, row in enumerate(of_particle)
         ]

@@ -51,13 +51,13 @@ def source_stage(bench: Bench, posterior: Posterior, peak: float, asked: Asked) 
     gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
     backend = svgd_backend(source, posterior.particles)
 
-    def draw(step: int) -> list[TokenRow]:
+    def draw(step: int) -> StepRows:
         return draw_rows(source, recipe.run.seed, step, tasks, session.encoder)
 
     with SourceSteps(source, session.model, gradient_of, backend, phases, draw, session.stop, length) as next_step:
         measured = _measure(session.ranks, lambda: next_step(posterior), phases, asked, "source")
     of_steps = [_work(session, draw(step), count, length) for step in measured.steps(asked)]
-    passes = len(gradient_of.prepare(StepRows.evenly(draw(1)), count, length).passes)
+    passes = len(gradient_of.prepare(draw(1), count, length).passes)
     numbers = posterior.particles.numel()
     traffic = particle_traffic(numbers, numbers, grid.data_ranks, grid.particle_ranks)
     return {
@@ -84,7 +84,7 @@ def target_stage(bench: Bench, particles: torch.Tensor, peak: float, asked: Aske
     with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop, length) as next_step:
         measured = _measure(session.ranks, lambda: next_step(adaptation), phases, asked, "target")
     rows, counts = draw(1)
-    of_steps = [_work(session, draw(step)[0].rows, 1, length) for step in measured.steps(asked)]
+    of_steps = [_work(session, draw(step)[0], counts.numel(), length) for step in measured.steps(asked)]
     passes = len(gradient_of.prepare(rows, counts.numel(), length).passes)
     moved = len(runs) * adaptation.tuned.parameters()
     traffic = particle_traffic(counts.numel() * length * hidden, moved, session.ranks.world, 1)
@@ -193,10 +193,11 @@ def _trace(file: Path, step: Callable[[], object], ranks: Ranks) -> None:
         profiler.export_chrome_trace(str(file))
 
 
-def _work(session: Session, rows: Sequence[TokenRow], prompts: int, length: int) -> tuple[Flops, int]:
-    """Operations and tokens of rows that are each read through so many prompts."""
+def _work(session: Session, step: StepRows, prompts: int, length: int) -> tuple[Flops, int]:
+    """Operations and tokens of a step's rows, each read through so many prompts or through one of its own."""
+    reads = prompts if step.prompt_of is None else 1
     flops, tokens, model = Flops(0, 0, 0), 0, session.model
-    for row in rows:
+    for row in step.rows:
         source, target = length + len(row.source), len(row.target)
         own = row_flops(
             model.architecture,
@@ -206,7 +207,7 @@ def _work(session: Session, rows: Sequence[TokenRow], prompts: int, length: int)
             on_cpu=session.ranks.device.type == "cpu",
         )
         flops, tokens = flops.plus(own), tokens + source + target
-    return Flops(*(prompts * count for count in flops)), prompts * tokens
+    return Flops(*(reads * count for count in flops)), reads * tokens
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
