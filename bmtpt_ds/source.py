@@ -180,11 +180,9 @@ class SourceSteps:
         return gradient, diagnostics
 
 
-def draw_rows(
-    source: SourceConfig, seed: int, step: int, tasks: Sequence[TaskSplits], encoder: RowEncoder
-) -> StepRows:
-    """The kappa * R rows that a particle reads in a step, a pure function of seed and step (section 4.2.1: tasks without
-    replacement)."""
+def draw_rows(source: SourceConfig, seed: int, step: int, tasks: Sequence[TaskSplits], encoder: RowEncoder) -> StepRows:
+    """The kappa * R rows that a particle reads in a step, a pure function of seed and step (section 4.2.1: tasks
+    without replacement)."""
     sizes = {task.name: len(splits.train) for task, splits in tasks}
 
     def of_particle(particle: int) -> list[TokenRow]:

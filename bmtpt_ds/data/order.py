@@ -31,9 +31,7 @@ def tasks_of_step(seed: int, step: int, n_tasks: int, tasks_per_step: int) -> li
     return _sample(stream("tasks", seed, _from_one(step)), n_tasks, tasks_per_step)
 
 
-def rows_of_step(
-    seed: int, step: int, task_name: str, n_rows: int, rows_per_task: int, particle: int = 0
-) -> list[int]:
+def rows_of_step(seed: int, step: int, task_name: str, n_rows: int, rows_per_task: int, particle: int = 0) -> list[int]:
     """The rows of one task in source step `step`: `rows_per_task` of range(n_rows) without replacement, ascending.
 
     A pure function of its arguments: a task's rows do not depend on which other tasks the run or the step has.
