@@ -1,7 +1,7 @@
 """results.json, and the table that a person reads."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -91,3 +91,13 @@ def score_table(scores: dict[str, TaskScore], split: str) -> str:
         metrics = "  ".join(f"{metric} {value:.1f}" for metric, value in s.metrics.items())
         lines.append(f"{name:<12} {s.rows:>6}  {s.majority:>8.1f}  {metrics}")
     return "\n".join(lines)
+
+
+def beside_majority(scores: Mapping[str, TaskScore]) -> dict[str, dict[str, float]]:
+    """What a validation's line in metrics.jsonl holds, by task and their mean: scores, and beside them what always
+    giving the most frequent answer would score."""
+    columns = {
+        "validation": {task: score.score for task, score in scores.items()},
+        "majority": {task: score.majority for task, score in scores.items()},
+    }
+    return {name: values | {"mean": fmean(values.values())} for name, values in columns.items()}

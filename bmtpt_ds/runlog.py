@@ -152,7 +152,7 @@ class RunLog:
         with written(f"what the monitors log of {self._file.path.parent}", GO_ON):
             self._monitor.write_events(events)
         if "validation" in values:
-            self.say(f"{self._title} {step}/{self._steps}  {_validation(values['validation'])}")
+            self.say(f"{self._title} {step}/{self._steps}  {_validation(values['validation'], values['majority'])}")
             return
         if on_terminal():
             show_behind(self._bar, list(_figures(values, self._steps - step, brief=True)))
@@ -245,9 +245,9 @@ def _figures(values: Mapping[str, Any], steps_left: int, *, brief: bool) -> Iter
         yield f"skipped {values['skipped']:.0f}"
 
 
-def _validation(scores: Mapping[str, float]) -> str:
+def _validation(scores: Mapping[str, float], majority: Mapping[str, float]) -> str:
     tasks = {name: value for name, value in scores.items() if name not in NOT_TASKS}
     shown = tasks | {"mean": scores["mean"]} if len(tasks) > 1 else tasks
     best = f"  (best {scores['best']:.1f} at step {scores['best_step']})" if "best" in scores else ""
     figures = "  ".join(f"{name} {value:.1f}" for name, value in shown.items() if value is not None)
-    return f"validation: {figures}{best}"
+    return f"validation: {figures}  (majority class {majority['mean']:.1f}){best}"

@@ -24,6 +24,7 @@ from bmtpt_ds.evaluate import EncodedRows, score_prompts
 from bmtpt_ds.losses import GradientPass, LateFlags, Prompts, StepGradient
 from bmtpt_ds.parallel import Grid, Ranks, Sharded, particle_ranks
 from bmtpt_ds.phases import Phases
+from bmtpt_ds.results import beside_majority
 from bmtpt_ds.runlog import RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
@@ -264,9 +265,9 @@ def validate(session: Session, rows: Sequence[EncodedRows], posterior: Posterior
     """Scores the particles' mean on the source tasks' validation rows and logs a line."""
     centre = posterior.particles.mean(dim=0)
     scored = score_prompts(session, [(centre, of_task) for of_task in rows])
-    scores = {s.rows.task.name: s.score.score for s in scored}
+    scores = {s.rows.task.name: s.score for s in scored}
     posterior.validated = posterior.step
-    log.line({"step": posterior.step, "validation": scores | {"mean": sum(scores.values()) / len(scores)}})
+    log.line({"step": posterior.step, **beside_majority(scores)})
 
 
 def _heed(
@@ -286,10 +287,15 @@ def _heed(
         stop |= wished
         posterior.skipped_in_a_row = 0 if finite else posterior.skipped_in_a_row + 1
         if posterior.skipped_in_a_row > source.max_skipped:
-            drawn = [tasks[k].task.name for k in tasks_of_step(seed, step, len(tasks), source.kappa)]
+            drawn = {
+                k
+                for particle in range(source.particles if source.particle_rows == "own" else 1)
+                for k in tasks_of_step(seed, step, len(tasks), source.kappa, particle)
+            }
+            names = ", ".join(tasks[k].task.name for k in sorted(drawn))
             raise UserError(
                 f"step {step}: scores were not finite for {posterior.skipped_in_a_row} steps in a row "
-                f"(last with rows of {', '.join(drawn)}); lower source.lr or set source.clip_norm"
+                f"(last with rows of {names}); lower source.lr or set source.clip_norm"
             )
     return stop
 

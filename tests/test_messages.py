@@ -280,7 +280,8 @@ def test_plain_lines_say_what_the_metrics_say(recipe: Path, tmp_path: Path, caps
     for values, line in zip(written, lines, strict=False):
         assert line.startswith(f"source {values['step']}/6  ")
         if "validation" in values:
-            assert line.endswith("validation: " + "  ".join(f"{k} {v:.1f}" for k, v in values["validation"].items()))
+            shown = "  ".join(f"{k} {v:.1f}" for k, v in values["validation"].items())
+            assert line.endswith(f"validation: {shown}  (majority class {values['majority']['mean']:.1f})")
             continue
         lowest, highest = min(values["losses"]), max(values["losses"])
         assert f"  loss {values['loss']:.4g} ({lowest:.3g} to {highest:.3g})  " in line

@@ -9,6 +9,7 @@ from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.state import Adaptation
 from bmtpt_ds.adaptation.tuned import Tuned
 from bmtpt_ds.evaluate import EncodedRows, Scored, score_prompts
+from bmtpt_ds.results import beside_majority
 from bmtpt_ds.runlog import RunLog
 from bmtpt_ds.session import Session
 
@@ -42,10 +43,10 @@ def validate(
     Logs how far they have moved from the `centres` [R, L, H].
     """
     scores = [
-        {task: scored.score.score for task, scored in of_run.items()}
+        beside_majority({task: scored.score for task, scored in of_run.items()})
         for of_run in score_runs(session, runs, adaptation.tuned, rows)
     ]
-    means = [fmean(of_run.values()) for of_run in scores]
+    means = [of_run["validation"]["mean"] for of_run in scores]
     adaptation.keep_better(means)
     adaptation.validated = adaptation.step
     theta, moved = adaptation.tuned.composed(), None
@@ -59,14 +60,23 @@ def validate(
             best = {"best": adaptation.best_score[r], "best_step": adaptation.best_step[r]}
         lines[run.name] = {
             "step": adaptation.step,
-            "validation": scores[r] | {"mean": means[r]} | best,
+            "validation": scores[r]["validation"] | best,
+            "majority": scores[r]["majority"],
             "prior_gradient_ratio": ratios[r],
         }
         if moved is not None:
-            lines[run.name]["relative_distance"] = dict(zip(scores[r], moved[r], strict=True))
-    tasks = dict.fromkeys(task for of_run in scores for task in of_run)
-    over_runs = {task: fmean(of_run[task] for of_run in scores if task in of_run) for task in tasks}
-    log.line_of_runs({"step": adaptation.step, "validation": over_runs | {"mean": fmean(means)}}, lines)
+            names = [task.name for task, _ in run.tasks]
+            lines[run.name]["relative_distance"] = dict(zip(names, moved[r], strict=True))
+    log.line_of_runs({"step": adaptation.step, **_over_runs(scores)}, lines)
+
+
+def _over_runs(scores: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Means over the runs that have a task; their own means last."""
+    tasks = [*dict.fromkeys(task for of_run in scores for task in of_run["validation"] if task != "mean"), "mean"]
+    return {
+        column: {task: fmean(of_run[column][task] for of_run in scores if task in of_run[column]) for task in tasks}
+        for column in scores[0]
+    }
 
 
 def log_losses(

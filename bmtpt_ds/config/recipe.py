@@ -84,8 +84,8 @@ class SourceConfig(StageConfig):
     tasks_per_step: Count | Literal["all"] = "all"  # kappa
     rows_per_task: Count = 1  # R
     particles: Count = 5  # M
-    # shared: all particles read the same rows of a step (section 5.1); own: each draws its own, as many, so that a step
-    # costs the same and its rows number M times as many
+    # shared: all particles read the same rows of a step; own: each draws kappa tasks and R rows of each for itself, so
+    # that a step of the same cost has seen M times as many rows, which the kernel shares
     particle_rows: Literal["shared", "own"] = "shared"
     lr: Positive = 0.3
     likelihood_scale: Positive = 1.0

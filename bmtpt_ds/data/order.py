@@ -23,12 +23,15 @@ def stream(label: str, *parts: int | str) -> np.random.RandomState:
     return np.random.RandomState(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def tasks_of_step(seed: int, step: int, n_tasks: int, tasks_per_step: int) -> list[int]:
+def tasks_of_step(seed: int, step: int, n_tasks: int, tasks_per_step: int, particle: int = 0) -> list[int]:
     """The tasks of source step `step`: `tasks_per_step` of range(n_tasks) without replacement, in ascending order.
 
     Raises ValueError when there are fewer tasks than a step takes, or when step < 1.
+
+    Args:
+        particle: whose tasks, where particles draw their own; the first one's are those of all where they do not.
     """
-    return _sample(stream("tasks", seed, _from_one(step)), n_tasks, tasks_per_step)
+    return _sample(stream("tasks", seed, _from_one(step), *_own(particle)), n_tasks, tasks_per_step)
 
 
 def rows_of_step(seed: int, step: int, task_name: str, n_rows: int, rows_per_task: int, particle: int = 0) -> list[int]:
@@ -38,11 +41,9 @@ def rows_of_step(seed: int, step: int, task_name: str, n_rows: int, rows_per_tas
     Raises ValueError when there are fewer rows than a step takes, or when step < 1.
 
     Args:
-        particle: whose rows, where particles have rows of their own; the first one's are those that all share where
-            they do not.
+        particle: as `tasks_of_step`.
     """
-    own = (particle,) if particle else ()
-    return _sample(stream("rows", seed, _from_one(step), task_name, *own), n_rows, rows_per_task)
+    return _sample(stream("rows", seed, _from_one(step), task_name, *_own(particle)), n_rows, rows_per_task)
 
 
 def drawn_rows(
@@ -52,12 +53,12 @@ def drawn_rows(
 
     Args:
         n_rows: of each task, by name.
-        particle: as `rows_of_step`; the step's tasks are the same for all.
+        particle: as `tasks_of_step`.
     """
     names = list(n_rows)
     return [
         (k, i)
-        for k in tasks_of_step(seed, step, len(names), tasks_per_step)
+        for k in tasks_of_step(seed, step, len(names), tasks_per_step, particle)
         for i in rows_of_step(seed, step, names[k], n_rows[names[k]], rows_per_task, particle)
     ]
 
@@ -117,6 +118,11 @@ def _sample(random: np.random.RandomState, n: int, k: int) -> list[int]:
     for candidate, top in zip(random.randint(0, last + 1).tolist(), last.tolist(), strict=True):
         taken.add(top if candidate in taken else candidate)
     return sorted(taken)
+
+
+def _own(particle: int) -> tuple[int, ...]:
+    """What tells a particle's random streams from those of the first."""
+    return (particle,) if particle else ()
 
 
 def _from_one(step: int) -> int:

@@ -76,9 +76,9 @@ def longest_row(recipe: Recipe, tasks: Sequence[Task]) -> Row:
 
 def source_rows(recipe: Recipe, tasks: Sequence[Task], step: int, particle: int = 0) -> list[Row]:
     """The kappa * R rows that a particle reads in a step of the source stage, a function of the recipe's seed, the step
-    and, where particles have rows of their own, the particle."""
+    and, where particles draw rows of their own, the particle."""
     seed, source = recipe.run.seed, recipe.source
-    chosen = [tasks[k] for k in tasks_of_step(seed, step, len(tasks), source.kappa)]
+    chosen = [tasks[k] for k in tasks_of_step(seed, step, len(tasks), source.kappa, particle)]
     return [
         draw_row(recipe, task, i)
         for task in chosen

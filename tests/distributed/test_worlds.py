@@ -88,10 +88,14 @@ def runs(tmp_path_factory, untied_model: Path, rows: Path) -> dict[str, Run]:
                 resumed[name] = folder.command(name, *settings, json_name=json_name, more=("--resume",))
         return grids | layouts | resumed
 
-    found = folder.run({"begun": folder.command("begun", *long), **commands(2)}, 2)
+    own = (short, "source.particle_rows=own")
+    blocks = {"own rows, 2x1": folder.command("own rows, 2x1", *own, "source.particle_ranks=2")}
+    found = folder.run({"begun": folder.command("begun", *long), **commands(2), **blocks}, 2)
     for name in ELSEWHERE:
         folder.begin(name, "begun")
-    found |= folder.run({"1x1": folder.command("1x1", short, json_name=None), **commands(0)}, 0)
+    alone = {"1x1": (short,), "own rows": own}
+    commands_alone = {name: folder.command(name, *settings, json_name=None) for name, settings in alone.items()}
+    found |= folder.run({**commands_alone, **commands(0)}, 0)
     return found | folder.run(commands(4), 4)
 
 
@@ -104,6 +108,11 @@ def test_particles_are_those_of_one_process(runs: dict[str, Run], name: str) -> 
     assert difference(runs[name].particles, runs["1x1"].particles) < 1e-5
     losses = [[line["losses"] for line in run.log] for run in (runs["1x1"], runs[name])]
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-4, atol=0)
+
+
+def test_blocks_of_particles_with_rows_of_their_own(runs: dict[str, Run]) -> None:
+    assert difference(runs["own rows, 2x1"].particles, runs["own rows"].particles) < 1e-5
+    assert difference(runs["own rows"].particles, runs["1x1"].particles) > 1e-3
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
