@@ -24,6 +24,13 @@ def test_exponents_are_numbers(text: str) -> None:
     assert parse_yaml(f"x: {text}", "text") == {"x": 1e5}
 
 
+def test_anchors_merge_and_a_key_given_twice_is_still_a_mistake() -> None:
+    text = "a: &one {x: 1, y: 2}\nb: &two {<<: *one, y: 3}\nc: {<<: *two, x: 4}"
+    assert parse_yaml(text, "text") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 4, "y": 3}}
+    with pytest.raises(UserError, match=r"^text, line 2: .*'x' is given twice"):
+        parse_yaml("a: &one {x: 1}\nb: {<<: *one, x: 2, x: 3}", "text")
+
+
 def test_overrides_reach_nested_keys_and_read_yaml(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", "source: {tasks: [sst2], svgd: {damping: none}}")
     recipe = load_recipe(file, ["source.svgd.bandwidth=median", "source.tasks=[rte, cola]", "source.lr=1e-3"])

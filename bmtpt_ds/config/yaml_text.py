@@ -11,12 +11,14 @@ from bmtpt_ds.errors import UserError
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e5` and `1e-3` as numbers and refuses a key that is given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [k for k in keys if keys.count(k) > 1]
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        # as it stands in the text, before `<<: *anchor` adds keys that its neighbours may replace
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        repeated = [value for i, (tag, value) in enumerate(keys) if (tag, value) in keys[:i]]
         if repeated:
             raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 _Loader.add_implicit_resolver(

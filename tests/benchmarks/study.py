@@ -1,0 +1,189 @@
+"""Every score of a study as one file, and the proof that the budgets it compares are equal.
+
+Reads finished runs of `bmtpt scale --config study/NAME --out FOLDER`, trains nothing. What is called equal is asserted
+from what the runs wrote: steps from the last line of `metrics.jsonl`, row passes (rows times prompts that the backbone
+saw in training, what MPT's teachers read and SPoT's probes included) from `results.json`. Seeds are those of all runs.
+
+    python -m tests.benchmarks.study core runs/study [--out FILE]
+
+Ends with one JSON line: the differences that the study is about.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bmtpt_ds.experiments.reporting.records import read_lines
+from bmtpt_ds.experiments.reporting.runs import Run, find_runs
+from bmtpt_ds.experiments.reporting.statistics import paired_difference
+from bmtpt_ds.files import write_atomically
+from bmtpt_ds.run_files import METRICS, RUNS
+
+Scores = dict[str, dict[int, float]]  # by task and seed
+
+
+class Budgets(NamedTuple):
+    """Which variants of a study are said to have spent the same on their source stages."""
+
+    steps: Mapping[int, Sequence[str]]
+    row_passes: Mapping[int, Sequence[str]]
+    baselines: Sequence[str]  # that all others are compared with
+
+
+STUDIES = {
+    "core": Budgets(
+        steps={
+            300: ("bmtpt_short", "bmtpt_paper", "vanilla_short", "spot_short", "mpt_short"),
+            1500: ("bmtpt", "vanilla", "spot"),
+        },
+        row_passes={
+            3_000: ("bmtpt_short", "vanilla_short", "spot_short"),
+            15_000: ("bmtpt", "bmtpt_paper", "vanilla", "spot", "mpt"),
+        },
+        baselines=("prompt_tuning", "vanilla", "vanilla_short"),
+    ),
+}
+
+
+class Study:
+    """The runs of a grid by variant, shots and seed."""
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+            AssertionError: a run is unfinished or damaged.
+        """
+        found = find_runs([folder])
+        assert not found.rest, "\n".join(found.rest)
+        self.sources: dict[str, dict[int, Run]] = defaultdict(dict)
+        self.adapted: dict[str, dict[int | None, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        for run in found.runs:
+            # <model>/<variant>-<shots>/source-<seed>, or <model>/<variant>-<shots>/adapt-<seed>/runs/<task>-<seed>
+            place = run.path.parents[2] if run.path.parent.name == RUNS else run.path.parent
+            variant = place.name.rpartition("-")[0]
+            if run.stage == "source":
+                self.sources[variant][run.seed] = run
+            else:
+                self.adapted[variant][run.shots].append(run)
+
+    @property
+    def runs(self) -> list[Run]:
+        of_sources = [run for by_seed in self.sources.values() for run in by_seed.values()]
+        return of_sources + [run for by_shots in self.adapted.values() for runs in by_shots.values() for run in runs]
+
+    def scores(self, variant: str, shots: int | None) -> Scores:
+        found: Scores = defaultdict(dict)
+        for run in self.adapted[variant][shots]:
+            for task, scores in run.tasks.items():
+                found[task][run.seed] = scores["score"]
+        return found
+
+    def zero_shots(self, variant: str) -> Scores:
+        found: Scores = defaultdict(dict)
+        for seed, run in self.sources[variant].items():
+            file = run.path / "zero_shot.json"
+            for task, scores in json.loads(file.read_text())["tasks"].items() if file.is_file() else ():
+                found[task][seed] = scores["score"]
+        return found
+
+    def check(self, budgets: Budgets) -> None:
+        """Asserts that what is called equal is."""
+        for steps, variants in budgets.steps.items():
+            for name, run in self._sources_of(variants):
+                assert last_step(run) == steps, f"{name}: {last_step(run)} source steps, not {steps}"
+        for count, variants in budgets.row_passes.items():
+            for name, run in self._sources_of(variants):
+                assert run.rows_processed[0] == count, f"{name}: {run.rows_processed[0]} row passes, not {count}"
+        for variant, by_shots in self.adapted.items():
+            for run in (run for runs in by_shots.values() for run in runs):
+                target = run.config["target"]
+                probe = (run.config["spot"]["probe_steps"] or target["steps"] // 10) if run.method == "spot" else 0
+                expected = (target["steps"] + probe) * min(target["batch_size"], run.shots or sys.maxsize)
+                assert run.rows_processed[1] == expected, f"{variant}: {run.rows_processed[1]} rows, not {expected}"
+        for variant, by_shots in self.adapted.items():
+            for shots, runs in by_shots.items():
+                places = {(task, run.seed) for run in runs for task in run.tasks}
+                assert places == self._places(), f"{variant}, {shots} shots: other tasks or seeds than the rest"
+
+    def _places(self) -> set[tuple[str, int]]:
+        return {(task, run.seed) for run in self.runs for task in run.tasks}
+
+    def _sources_of(self, variants: Sequence[str]) -> list[tuple[str, Run]]:
+        return [(f"{name}, seed {seed}", run) for name in variants for seed, run in self.sources[name].items()]
+
+
+def last_step(run: Run) -> int:
+    return max(line["step"] for line in run.lines)
+
+
+def source_stage(run: Run) -> dict[str, Any]:
+    """What a source stage cost, and what its prompts say of its own tasks' validation rows after the last step."""
+    validations = [line for line in read_lines(run.path / METRICS) if "validation" in line]
+    last = validations[-1] if validations else {}
+    return {
+        "steps": last_step(run),
+        "row_passes": run.rows_processed[0],
+        "validation": last.get("validation"),
+        "majority": last.get("majority"),
+    }
+
+
+def differences(study: Study, budgets: Budgets) -> list[dict[str, Any]]:
+    found = []
+    for shots in sorted({shots for by_shots in study.adapted.values() for shots in by_shots}, key=str):
+        for baseline in budgets.baselines:
+            for variant in study.adapted:
+                pair = study.scores(variant, shots), study.scores(baseline, shots)
+                if variant != baseline and (difference := paired_difference(*pair)):
+                    found.append({"variant": variant, "baseline": baseline, "shots": shots, **difference._asdict()})
+    return found
+
+
+def collected(study: Study, budgets: Budgets) -> dict[str, Any]:
+    first = study.runs[0]
+    assert all(run.results["versions"] == first.results["versions"] for run in study.runs), "runs of several versions"
+    tasks = {task: scores for run in study.runs for task, scores in run.tasks.items()}
+    return {
+        "date": date.today().isoformat(),
+        "versions": first.results["versions"],
+        "model": first.model,
+        "seeds": sorted({run.seed for run in study.runs}),
+        "tasks": {task: {key: scores[key] for key in ("metric", "majority", "rows")} for task, scores in tasks.items()},
+        "sources": {
+            name: {seed: source_stage(run) for seed, run in runs.items()} for name, runs in study.sources.items()
+        },
+        "zero_shots": {name: scores for name in study.sources if (scores := study.zero_shots(name))},
+        "scores": {
+            name: {shots: study.scores(name, shots) for shots in by_shots} for name, by_shots in study.adapted.items()
+        },
+        "metrics": {
+            name: {str(run.path.name): {task: s["metrics"] for task, s in run.tasks.items()} for run in runs}
+            for name, by_shots in study.adapted.items()
+            for runs in by_shots.values()
+        },
+        "recipes": {name: next(iter(runs.values())).config for name, runs in study.sources.items()},
+        "differences": differences(study, budgets),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("folder", type=Path, help="--out of bmtpt scale")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    study, budgets = Study(arguments.folder), STUDIES[arguments.study]
+    study.check(budgets)
+    found = collected(study, budgets)
+    if arguments.out:
+        write_atomically(arguments.out, (json.dumps(found, indent=1) + "\n").encode())
+    print(json.dumps(found["differences"]))
+
+
+if __name__ == "__main__":
+    main()
