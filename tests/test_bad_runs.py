@@ -169,6 +169,11 @@ def particles_of_another_length(b: Bench):
 
 
 @case
+def start_at_no_particle(b: Bench):
+    return b.adapt("--set", "target.start=3"), ["target.start: 3", str(b.runs.source), "holds 3 particles", "0 to 2"]
+
+
+@case
 def particles_file_not_ours(b: Bench):
     return b.adapt(particles=b.untied / "model.safetensors"), [
         "model.safetensors",

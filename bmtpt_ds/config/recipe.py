@@ -119,6 +119,8 @@ class TargetConfig(StageConfig):
     lr_full: Positive = 0.3
     lr_low_rank: Positive = 0.4
     clip_norm: Positive | None = 1.0
+    # what the prompt begins at: the particles' mean, or one of them, by its number from 0, which then is the prior alone
+    start: Literal["mean"] | Annotated[int, Field(ge=0)] = "mean"
     prior: Literal["gaussian", "mixture", "none"] = "gaussian"
     sigma: Positive = 1e5
     eval_every: Count | None = 1000  # steps between validations, of which the best counts; null: the last step counts
@@ -194,8 +196,8 @@ class Recipe(Section):
     def _of_the_method(self) -> "Recipe":
         if self.method == "vanilla_transfer":  # one prompt by definition, though a recipe it builds on says otherwise
             object.__setattr__(self, "source", self.source.model_copy(update={"particles": 1}))
-        if self.method != "bmtpt":  # the only one with a prior
-            object.__setattr__(self, "target", self.target.model_copy(update={"prior": "none"}))
+        if self.method != "bmtpt":  # the only one with a prior, and with several particles to begin at
+            object.__setattr__(self, "target", self.target.model_copy(update={"prior": "none", "start": "mean"}))
         return self
 
     def to_yaml(self) -> str:

@@ -4,6 +4,7 @@
 """
 
 from bmtpt_ds.adaptation.tuned import TunedPrompt
+from bmtpt_ds.errors import UserError
 from bmtpt_ds.methods.job import AdaptJob, Begun, Learned, SourceJob
 from bmtpt_ds.methods.stage_run import open_log, restore
 from bmtpt_ds.source import Posterior, learn_posterior, svgd_backend
@@ -26,11 +27,22 @@ def learn(job: SourceJob) -> Learned:
 
 
 def begin(job: AdaptJob) -> Begun:
-    """W at the particles' mean, a and b at ones; the particles are the prior. Without them: W at vocabulary rows."""
+    """W at the particles' mean, a and b at ones; the particles are the prior. Without them: W at vocabulary rows.
+
+    Raises:
+        UserError: `target.start` is no particle's number.
+    """
     target = job.session.recipe.target
     if job.stored is None:
         prior = Prior("none", job.vocabulary_prompts()[:, None], target.sigma)
     else:
         particles = job.source_tensor("particles")
+        if target.start != "mean":
+            if target.start >= len(particles):
+                raise UserError(
+                    f"target.start: {target.start}: {job.stored.path} holds {len(particles)} particles; "
+                    f"give 0 to {len(particles) - 1}, or mean"
+                )
+            particles = particles[target.start : target.start + 1]
         prior = Prior(target.prior, particles.expand(len(job.runs), *particles.shape), target.sigma)
     return Begun(TunedPrompt.begin(prior.centre, job.tasks), prior)

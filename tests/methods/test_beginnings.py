@@ -69,6 +69,15 @@ def test_bmtpt_begins_at_the_mean(loaded) -> None:
     assert (found.prior.kind, list(found.tuned.trained)) == ("gaussian", ["full", "a", "b"])
 
 
+def test_bmtpt_begins_at_a_particle(loaded) -> None:
+    """Which is then the whole prior."""
+    particles = drawn(3, L, 32)
+    recipe = Recipe(target={"start": 2, "sigma": 1.0})
+    found = bmtpt.begin(job(recipe, loaded, {"particles": particles}, ["sst2"], tasks=2, runs=2))
+    assert torch.equal(found.tuned.composed(), particles[2].expand(2, 2, L, 32))
+    assert found.prior.negative_log(particles[2:].expand(2, 1, L, 32)).abs().max() == 0
+
+
 def plain_method(name: str, loaded) -> TunedPrompt:
     """Of two runs of two tasks."""
     source = None if name == "prompt_tuning" else {"particles": drawn(1, 5, 32)}
