@@ -13,7 +13,7 @@ def add_report(parser: Parser) -> None:
         _report,
         "tables and pictures of finished runs, the paper's figures beside them",
         "bmtpt report runs --out runs/report",
-        "bmtpt report runs/table2 runs/scratch profile.json --baseline bmtpt/particles=none --out report",
+        "bmtpt report runs/table2 runs/scratch profile.json --baseline prompt_tuning bmtpt/prior=none --out report",
     )
     command.description += (
         " Writes report.md, report.tex, report.csv and PNGs, replacing files of these names. Reads config.yaml, "
@@ -28,9 +28,13 @@ def add_report(parser: Parser) -> None:
     command.add_argument(
         "--baseline",
         type=given,
+        nargs="+",
+        action="extend",
+        default=[],
         metavar="METHOD",
-        help="METHOD or METHOD/variant, as the table has it, that all others are compared with, task by task and seed "
-        "by seed (default: prompt_tuning, else the runs from `--particles none`)",
+        help="one or more METHOD or METHOD/variant, as the table has them, that all others are compared with, task by "
+        "task and seed by seed (default: prompt_tuning, else the runs from `--particles none`, and every variant of "
+        "vanilla_transfer)",
     )
 
 

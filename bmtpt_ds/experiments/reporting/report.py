@@ -23,13 +23,13 @@ _ABOUT = (
 )
 
 
-def run_report(places: Sequence[Path], out: Path, baseline: str | None = None) -> str:
+def run_report(places: Sequence[Path], out: Path, baselines: Sequence[str] = ()) -> str:
     """`bmtpt report`: reads the runs in `places`, writes report.md, report.csv, report.tex and pictures into `out`.
 
     Args:
         places: runs, folders that hold runs at any depth, JSON files of `bmtpt profile`.
-        baseline: METHOD or METHOD/variant that the others are compared with; default: prompt tuning, else runs from
-            `--particles none`.
+        baselines: METHOD or METHOD/variant each, that the others are compared with; default: prompt tuning, else runs
+            from `--particles none`, and every variant of vanilla transfer.
 
     Returns:
         tables for a person, and a line for all that is not in them.
@@ -45,7 +45,7 @@ def run_report(places: Sequence[Path], out: Path, baseline: str | None = None) -
     groups, left_out = group_runs(found.runs)
     scores = sections(groups)
     grids = [score_grid(section) for section in scores]
-    if compared := comparisons(groups, baseline):
+    if compared := comparisons(groups, baselines):
         grids.append(difference_grid(compared))
     rest = [*found.rest, *left_out]
     sources = [run for run in found.runs if run.stage == "source"]

@@ -1,10 +1,11 @@
-"""The figures of the report: a section a benchmark, and paired differences from a baseline."""
+"""The figures of the report: a section a benchmark, and paired differences from baselines."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+from bmtpt_ds.config.values import repeated
 from bmtpt_ds.errors import UserError, nearest
 from bmtpt_ds.experiments.reporting.groups import SCRATCH, Group, differing
 from bmtpt_ds.experiments.reporting.paper import COLA, PaperRow, benchmarks, paper_rows
@@ -13,6 +14,7 @@ from bmtpt_ds.experiments.reporting.statistics import Cell, Difference, mean_ove
 OTHER = "Other tasks"
 _SHORT = {"accuracy": "acc.", "matthews": "Matthews"}
 BASELINE_METHOD = "prompt_tuning"
+TRANSFER_METHOD = "vanilla_transfer"  # a baseline too: a source stage without a posterior
 NEVER_RUN = ("hyperformer", "hyperdecoder")
 
 
@@ -187,40 +189,54 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
 
 
 class Comparison(NamedTuple):
-    """A group against the baseline of its model and shots."""
+    """A group against a baseline of its model and shots."""
 
     group: Group
     baseline: Group
     difference: Difference
 
 
-def comparisons(groups: Sequence[Group], baseline: str | None) -> list[Comparison]:
-    """Every group against the baseline of its model and shots, where they have tasks and seeds in common.
+def comparisons(groups: Sequence[Group], baselines: Sequence[str] = ()) -> list[Comparison]:
+    """Every group against each baseline of its model and shots, where they have tasks and seeds in common.
 
     Args:
-        baseline: METHOD or METHOD/variant; None: prompt tuning, else runs that began from vocabulary rows.
+        baselines: METHOD or METHOD/variant each; none: prompt tuning, else runs that began from vocabulary rows, and
+            besides every variant of vanilla transfer.
 
     Raises:
-        UserError: no group is called so.
+        UserError: no group is called so, or a name stands twice.
     """
-    labels = list(dict.fromkeys(group.label for group in groups))
-    if baseline is not None and baseline not in labels:
-        there_are = f"; there are {', '.join(labels)}"
-        raise UserError(f"--baseline {baseline}: no finished run is of that{nearest(baseline, labels) or there_are}")
+    _check_baselines(groups, baselines)
     found = []
     for group in groups:
         beside = [g for g in groups if (g.model, g.shots) == (group.model, group.shots)]
-        against = _baseline(beside, baseline)
-        if against is None or against is group:
-            continue
-        difference = paired_difference(*({task: g.scores(task) for task in g.tasks} for g in (group, against)))
-        if difference is not None:
-            found.append(Comparison(group, against, difference))
+        for against in _named(beside, baselines) if baselines else _usual(beside):
+            if against is group:
+                continue
+            difference = paired_difference(*({task: g.scores(task) for task in g.tasks} for g in (group, against)))
+            if difference is not None:
+                found.append(Comparison(group, against, difference))
     return found
 
 
-def _baseline(groups: Sequence[Group], asked: str | None) -> Group | None:
-    if asked is not None:
-        return next((group for group in groups if group.label == asked), None)
-    tuning = next((group for group in groups if group.method == BASELINE_METHOD), None)
-    return tuning or next((group for group in groups if group.variant.startswith(SCRATCH)), None)
+def _check_baselines(groups: Sequence[Group], names: Sequence[str]) -> None:
+    labels = list(dict.fromkeys(group.label for group in groups))
+    for name in names:
+        if name not in labels:
+            there_are = f"; there are {', '.join(labels)}"
+            raise UserError(f"--baseline {name}: no finished run is of that{nearest(name, labels) or there_are}")
+    if again := repeated(names):
+        raise UserError(f"--baseline names {again} more than once")
+
+
+def _named(groups: Sequence[Group], names: Sequence[str]) -> list[Group]:
+    """The groups called so, in the order of the names; some may have runs of other models and shots alone."""
+    return [group for name in names for group in groups if group.label == name]
+
+
+def _usual(groups: Sequence[Group]) -> list[Group]:
+    """The baselines where none is named, of groups of one model and number of shots."""
+    tuning = [group for group in groups if group.method == BASELINE_METHOD]
+    without_source = tuning or [group for group in groups if group.variant.startswith(SCRATCH)]
+    first = without_source[:1]  # which may be of vanilla transfer itself
+    return first + [group for group in groups if group.method == TRANSFER_METHOD and group not in first]
