@@ -7,6 +7,7 @@ from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
+ZERO_SHOT = "zero_shot.json"  # of a source stage: its prompt's scores without adaptation, as `bmtpt scale` has them
 PARTICLES, PROMPT = "particles.safetensors", "prompt.safetensors"
 RUNS = "runs"  # of several runs side by side: a directory of each
 PARTS = ("teachers", "probe")  # of methods whose stage has a part before it: MPT's teachers, SPoT's probe

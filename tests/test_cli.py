@@ -216,13 +216,17 @@ def test_the_best_validation_is_that_of_the_prompt_that_is_kept(tiny: Tiny, tmp_
 def test_the_particles_mean_is_scored_without_adaptation(tiny: Tiny, tmp_path: Path, rows: Path) -> None:
     own, _ = evaluated(tiny.source, tmp_path)
     assert list(own["tasks"]) == ["sst2", "cola"]
+    assert own["shots"] is None  # trained on their rows
     assert own["mean"] == pytest.approx(np.mean([task["score"] for task in own["tasks"].values()]))
     assert set(own["tasks"]["cola"]["metrics"]) == {"accuracy", "matthews"}
+
+    both, _ = evaluated(tiny.source, tmp_path, "--task", "sst2", "mrpc")
+    assert both["shots"] is None
 
     zero, predictions = evaluated(tiny.source, tmp_path, "--task", "mrpc", "rte", "--set", "evaluate.scoring=labels")
     assert list(zero) == RESULT_KEYS
     assert list(zero["tasks"]) == ["mrpc", "rte"]
-    assert (zero["shots"], zero["rows_processed"]["target"]) == (None, 0)
+    assert (zero["shots"], zero["rows_processed"]["target"]) == (0, 0)
     assert [p["task"] for p in predictions] == ["mrpc"] * 15 + ["rte"] * 15
     for name, task in zero["tasks"].items():
         assert task["majority"] == pytest.approx(majority(name, "test", rows))

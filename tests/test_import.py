@@ -54,7 +54,9 @@ def test_a_prompt_that_peft_trained(submodules, untied_model: Path, rows: Path, 
     card = (export(tmp_path / "adapted", tmp_path / "theirs adapted") / "README.md").read_text()
     assert "| start | the mean of imported particles |" in card and "| prior | gaussian, sigma 100000 |" in card
     where = ["--set", f"data.root={rows}"]
-    assert main(["evaluate", "--prompt", str(run), "--task", "sst2", *where]) == 0
+    told = tmp_path / "scores.json"
+    assert main(["evaluate", "--prompt", str(run), "--task", "sst2", "--json", str(told), *where]) == 0
+    assert json.loads(told.read_text())["shots"] is None  # what it was trained on is not known
     assert main(["evaluate", "--prompt", str(run), *where]) == 2  # no task is known
     assert main(["predict", "--prompt", str(run)]) == 2
 

@@ -72,10 +72,10 @@ def run_evaluate(
     table = score_table(scores, split)
     try:
         if json_file:
-            shots = recipe.target.shots if trained == "adapt" else None
             tensors = stored.tensors.values()  # of a run of before it was written
             parameters = stored.state.get("trainable_parameters", sum(t.numel() for t in tensors))
             processed = stored.state["rows_processed"]
+            shots = _shots(recipe, trained, names)
             write_results(json_file, session, processed, parameters, shots=shots, split=split, scores=scores)
         if predictions_file:
             _write_predictions(predictions_file, session.encoder, scored)
@@ -83,6 +83,15 @@ def run_evaluate(
         say(table)  # it may have taken hours
         raise
     return table
+
+
+def _shots(recipe: Recipe, trained: str, names: Sequence[str]) -> int | None:
+    """Labelled rows of a task that the prompt was trained on: 0 of tasks that its source stage has not seen, None for
+    all rows. Where no source task is known (an imported prompt) the tasks may have been among them."""
+    if trained == "adapt":
+        return recipe.target.shots
+    seen = set(recipe.source.tasks)
+    return 0 if seen and seen.isdisjoint(names) else None
 
 
 def _write_predictions(file: Path, encoder: RowEncoder, scored: dict[str, Scored]) -> None:

@@ -17,8 +17,9 @@ def add_report(parser: Parser) -> None:
     )
     command.description += (
         " Writes report.md, report.tex, report.csv and PNGs, replacing files of these names. Reads config.yaml, "
-        "metrics.jsonl and results.json of runs, nothing else; no torch and no GPU is needed. Runs that are not "
-        "finished, or damaged, are named."
+        "metrics.jsonl and results.json of runs, and in a source run's folder zero_shot.json (by `bmtpt scale`, or "
+        "`bmtpt evaluate --json`; its rows have 0 shots), nothing else; no torch and no GPU is needed. Runs that are "
+        "not finished, or damaged, are named."
     )
     what = "run directories, folders that hold some at any depth, JSONs of `bmtpt profile`"
     command.add_argument("runs", nargs="+", type=given_path, metavar="RUN", help=what)
@@ -27,10 +28,10 @@ def add_report(parser: Parser) -> None:
     )
     command.add_argument(
         "--baseline",
-        type=given,
         nargs="+",
         action="extend",
         default=[],
+        type=given,
         metavar="METHOD",
         help="one or more METHOD or METHOD/variant, as the table has them, that all others are compared with, task by "
         "task and seed by seed (default: prompt_tuning, else the runs from `--particles none`, and every variant of "

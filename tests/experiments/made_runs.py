@@ -29,11 +29,11 @@ def write_config(folder: Path, stage: str, settings: Mapping[str, Any], particle
     (folder / "config.yaml").write_text(yaml.safe_dump(about, sort_keys=False) + recipe.to_yaml())
 
 
-def write_results(folder: Path, **values: Any) -> None:
+def write_results(folder: Path, file: str = "results.json", **values: Any) -> None:
     results = {"method": "bmtpt", "model": "google-t5/t5-base", "seed": 0, "shots": None, "split": "test"}
     results |= {"rows_processed": {"source": 600, "target": 0}, "trainable_parameters": 76800, "versions": {}}
     results |= {"tasks": {}, "mean": None}
-    (folder / "results.json").write_text(json.dumps(results | values, indent=2) + "\n")
+    (folder / file).write_text(json.dumps(results | values, indent=2) + "\n")
 
 
 def write_lines(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -73,6 +73,7 @@ def source_run(
     *,
     seed: int = 0,
     model: str = "google-t5/t5-base",
+    method: str = "bmtpt",
     particles: int = 5,
     steps: int = 2000,
     settings: Mapping[str, Any] | None = None,
@@ -81,7 +82,8 @@ def source_run(
     of_run = {"model.name_or_path": model, "run.seed": seed, "source.tasks": ["sst2", "cola"]}
     of_run |= {"source.particles": particles, "source.steps": steps, "source.warmup_steps": 1}
     write_config(folder, "source", of_run | dict(settings or {}))
-    write_results(folder, model=model, seed=seed, rows_processed={"source": steps * particles * 2, "target": 0})
+    processed = {"source": steps * particles * 2, "target": 0}
+    write_results(folder, method=method, model=model, seed=seed, rows_processed=processed)
     lines = []
     for step in (1, *range(10, steps + 1, 10)):
         losses = [1 + (5 + 0.3 * i) * math.exp(-step / 400) + 0.1 * math.sin(step * (i + 1)) for i in range(particles)]
@@ -91,4 +93,18 @@ def source_run(
         costs |= {"peak_memory": 3_000_000_000}
         lines.append({"step": step, "loss": sum(losses) / particles, "losses": losses, **of_svgd, "lr": 0.3, **costs})
     write_lines(folder, lines)
+    return folder
+
+
+def zero_shot_run(folder: Path, scores: Mapping[str, float], *, shots: int | None = 0, **of_source: Any) -> Path:
+    """A finished source stage, by default of ten steps, and the scores of its prompt on tasks without adaptation.
+
+    Args:
+        shots: what zero_shot.json says; earlier versions wrote None.
+    """
+    source_run(folder, **{"steps": 10} | of_source)
+    results = json.loads((folder / "results.json").read_text())
+    tasks = {task: scores_of(task, score) for task, score in scores.items()}
+    own = {"shots": shots, "tasks": tasks, "mean": sum(scores.values()) / len(scores)}
+    write_results(folder, "zero_shot.json", **results | own)
     return folder

@@ -83,7 +83,7 @@ def escaped(text: str) -> str:
 
 def csv_text(sections: Sequence[Section]) -> str:
     """A line for every figure of the sections, not rounded. `task` is `mean` for the means over tasks; `shots` is empty
-    for all training rows."""
+    for all training rows, 0 without adaptation."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_HEADER)

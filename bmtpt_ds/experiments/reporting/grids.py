@@ -31,11 +31,15 @@ def score_grid(section: Section) -> Grid:
 
 
 def _score_row(section: Section, row: Row) -> list[str]:
-    shots = NONE if not row.model else "all" if row.shots is None else str(row.shots)
+    shots = _shots(row.shots) if row.model else NONE
     seeds = " to ".join(dict.fromkeys(str(n) for n in (row.seeds[:1] + row.seeds[-1:]))) or NONE
     budget = f"{_range(row.rows_source)} / {_range(row.rows_target)}" if row.rows_target else NONE
     cells = [_score(section, row, column) for column in section.columns]
     return [row.origin, row.label, row.model or NONE, shots, seeds, *cells, budget]
+
+
+def _shots(shots: int | None) -> str:
+    return "all" if shots is None else str(shots)
 
 
 def _score(section: Section, row: Row, column: Column) -> str:
@@ -61,7 +65,7 @@ def difference_grid(comparisons: Sequence[Comparison]) -> Grid:
     rows = []
     for group, baseline, found in comparisons:
         interval = NONE if found.interval is None else "{:+.1f} to {:+.1f}".format(*found.interval)
-        shots, counts = str(group.shots or "all"), f"{found.wins} / {found.ties} / {found.losses}"
+        shots, counts = _shots(group.shots), f"{found.wins} / {found.ties} / {found.losses}"
         row = [group.label, baseline.label, group.model, shots, str(found.pairs), f"{found.mean:+.1f}", interval]
         rows.append([*row, counts])
     notes = [

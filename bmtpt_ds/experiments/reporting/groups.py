@@ -20,6 +20,7 @@ _NO_SETTINGS = {
     *("method", "model.name_or_path", "target.shots", "target.seeds", "target.tasks", "run.seed"),
     *("data.root", "data.tasks", "evaluate.batch_size"),
 }
+_OF_TARGET = "target."  # what zero shots do not use
 _NOT_FROM_SCRATCH = ("source.", "target.prior", "target.sigma")  # what a run without a posterior does not use
 
 
@@ -30,7 +31,7 @@ class Group:
     method: str
     variant: str  # by what they differ from others of the method, model and shots; "" if by nothing
     model: str
-    shots: int | None  # None: all training rows
+    shots: int | None  # None: all training rows; 0: not adapted
     runs: tuple[Run, ...]
 
     @property
@@ -84,7 +85,9 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
 
 def differing(groups: Sequence[Group]) -> list[str]:
     """The keys of their recipes in which groups differ, beside the model and the number of shots."""
-    return [_short(key, _defaults()) for key in _differing([group.settings for group in groups])]
+    of_target = _differing([group.settings for group in groups if group.shots != 0])  # zero shots have no such keys
+    keys = _differing([group.settings for group in groups])
+    return [_short(key, _defaults()) for key in keys if key in of_target or not key.startswith(_OF_TARGET)]
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -154,9 +157,8 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = {k: v for k, v in flattened(config).items() if k not in _NO_SETTINGS and not k.startswith("data.tasks.")}
     others = tuple(f"{name}." for name in OF_ONE_METHOD if run.method not in OF_ONE_METHOD[name])
     flat = {key: value for key, value in flat.items() if not key.startswith(others)}
-    if run.particles == "none":
-        return {key: value for key, value in flat.items() if not key.startswith(_NOT_FROM_SCRATCH)}
-    return flat
+    unused = _OF_TARGET if run.stage == "zero_shot" else _NOT_FROM_SCRATCH if run.particles == "none" else ()
+    return {key: value for key, value in flat.items() if not key.startswith(unused)}
 
 
 def _source_section(run: Run) -> dict[str, Any] | None:

@@ -160,7 +160,11 @@ def _shots(groups: Sequence[Group]):
     places = sorted({place for curve in curves for place in curve.places})
     figure, (panel,) = _panels(1, across=1, height=4.8)
     _draw_curves(panel, curves)
-    panel.set(xscale="log", xlabel="labelled rows of a task (log scale)")
+    panel.set_xlabel("labelled rows of a task (log scale)")
+    if places[0] == 0:  # has no logarithm: linear up to the fewest rows
+        panel.set_xscale("symlog", linthresh=places[1], linscale=0.4)
+    else:
+        panel.set_xscale("log")
     panel.set_xticks(places, [f"{place:g}" for place in places])
     panel.set_xticks([], minor=True)
     _legend_below(figure, panel)

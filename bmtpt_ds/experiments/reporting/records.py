@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.run_files import RESULTS, read_config
+from bmtpt_ds.run_files import read_config
 
-# of results.json, what a report needs
+# of results.json and its like, what a report needs
 _KINDS = {"method": str, "model": str, "seed": int, "shots": int | None, "rows_processed": dict, "tasks": dict}
 _TASK_KEYS = ("metric", "score", "metrics", "majority", "rows")
 
@@ -27,7 +27,7 @@ def read_sections(file: Path) -> dict[str, Any]:
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """A run's results.json.
+    """A run's results.json, or another file that is written like it.
 
     Raises:
         UserError: unreadable, no JSON, a key missing, a score that is no number.
@@ -35,35 +35,35 @@ def read_results(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{RESULTS} cannot be read: {error.strerror}") from None
+        raise UserError(f"{file.name} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{RESULTS} is not JSON: {error}") from None
+        raise UserError(f"{file.name} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{RESULTS} is no object")
+        raise UserError(f"{file.name} is no object")
     missing = [key for key in _KINDS if key not in values]
     if missing:
-        raise UserError(f"{RESULTS} has no {missing[0]!r}")
+        raise UserError(f"{file.name} has no {missing[0]!r}")
     for name, kind in _KINDS.items():
         if not isinstance(values[name], kind):
-            raise UserError(f"{RESULTS}: {name!r} is {values[name]!r}")
+            raise UserError(f"{file.name}: {name!r} is {values[name]!r}")
     if not all(isinstance(values["rows_processed"].get(stage), int) for stage in ("source", "target")):
-        raise UserError(f"{RESULTS}: 'rows_processed' lacks a stage")
+        raise UserError(f"{file.name}: 'rows_processed' lacks a stage")
     for task, scores in values["tasks"].items():
-        _check_task(task, scores)
+        _check_task(file.name, task, scores)
     return values
 
 
-def _check_task(task: str, scores: Any) -> None:
+def _check_task(file: str, task: str, scores: Any) -> None:
     missing = [key for key in _TASK_KEYS if not isinstance(scores, dict) or key not in scores]
     if missing:
-        raise UserError(f"{RESULTS}: {task} has no {missing[0]!r}")
+        raise UserError(f"{file}: {task} has no {missing[0]!r}")
     metrics = scores["metrics"]
     if not isinstance(metrics, dict) or scores["metric"] not in metrics:
-        raise UserError(f"{RESULTS}: metrics of {task} is {metrics!r}")
+        raise UserError(f"{file}: metrics of {task} is {metrics!r}")
     numbers = {**metrics, "score": scores["score"], "majority": scores["majority"], "rows": scores["rows"]}
     strange = [name for name, value in numbers.items() if not (isinstance(value, int | float) and math.isfinite(value))]
     if strange:
-        raise UserError(f"{RESULTS}: {strange[0]} of {task} is {numbers[strange[0]]!r}")
+        raise UserError(f"{file}: {strange[0]} of {task} is {numbers[strange[0]]!r}")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """`bmtpt report` from beginning to end: folders of runs into tables and pictures."""
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,8 @@ _ABOUT = (
     "Scores from 0 to 100 (correlations from -100) on the test rows, mean ± sample standard deviation over seeds. "
     "`from`: ours, these runs; majority, always the most frequent answer; paper, run by the paper's authors; quoted, "
     "by them from others. A method's variant, behind the slash, is what of its recipe is not the default and differs "
-    "from its other runs. Rows processed: rows times prompts that the backbone saw in training, source stage / target "
-    "stage."
+    "from its other runs. Shots 0: the prompt of the source stage (of particles their mean) without adaptation. Rows "
+    "processed: rows times prompts that the backbone saw in training, source stage / target stage."
 )
 
 
@@ -71,8 +72,9 @@ def _page(grids: Sequence[Grid], pictures: dict[str, str], summary: str) -> str:
 
 def _summary(found: Found, rest: Sequence[str]) -> str:
     """How many runs were read, and a line for everything else."""
-    adapted = sum(run.stage == "adapt" for run in found.runs)
-    sources = len(found.runs) - adapted
-    counts = f"finished: {adapted} adaptation{'s' * (adapted != 1)}, {sources} source stage{'s' * (sources != 1)}"
+    of = Counter(run.stage for run in found.runs)
+    counts = f"finished: {of['adapt']} adaptation{'s' * (of['adapt'] != 1)}"
+    counts += f", {of['source']} source stage{'s' * (of['source'] != 1)}"
+    counts += f" ({of['zero_shot']} scored at 0 shots)" if of["zero_shot"] else ""
     counts += f"; {len(found.unfinished)} unfinished, {len(found.damaged)} damaged, {len(found.foreign)} foreign"
     return "\n".join([counts, *(f"- {line}" for line in rest)])

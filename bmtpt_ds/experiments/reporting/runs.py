@@ -12,18 +12,18 @@ from bmtpt_ds.config.methods import SOURCE_KIND
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.planning.cluster import PROFILE
 from bmtpt_ds.experiments.reporting.records import is_profile, read_lines, read_results, read_sections
-from bmtpt_ds.run_files import CONFIG, METRICS, RESULTS, RUNS, Foreign, read_config
+from bmtpt_ds.run_files import CONFIG, METRICS, RESULTS, RUNS, ZERO_SHOT, Foreign, read_config
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of either stage."""
+    """A finished run of either stage, or the scores of a source run's prompt on tasks that it was not adapted to."""
 
     path: Path  # as it was given or found
-    stage: str  # source or adapt
+    stage: str  # source, adapt, or zero_shot
     config: dict[str, Any]  # the resolved recipe
-    particles: str | None  # of adapt: where they came from, `none` for vocabulary rows
-    results: dict[str, Any]  # results.json
+    particles: str | None  # of the others than source: where they came from, `none` for vocabulary rows
+    results: dict[str, Any]  # results.json, of zero_shot what zero_shot.json says
 
     @property
     def method(self) -> str:
@@ -36,7 +36,8 @@ class Run:
 
     @property
     def shots(self) -> int | None:
-        return self.results["shots"]
+        # files of before `evaluate` wrote the 0 have null, which is all rows elsewhere
+        return 0 if self.stage == "zero_shot" else self.results["shots"]
 
     @property
     def seed(self) -> int:
@@ -152,7 +153,7 @@ def _read_file(file: Path, found: Found) -> None:
         else:
             found.damaged.append(f"{file}: damaged: a profile, but not a whole one")
         return
-    of_run = file.name in (CONFIG, METRICS, RESULTS)
+    of_run = file.name in (CONFIG, METRICS, RESULTS, ZERO_SHOT)
     mend = f"; give its folder, {file.parent}" if of_run else ""
     found.foreign.append(f"{file}: neither a run's folder nor a JSON of `bmtpt profile`{mend}")
 
@@ -172,13 +173,20 @@ def _read_folder(folder: Path, found: Found) -> bool:
     if not results.is_file():
         _tell_unfinished(folder, config["source" if stage == "source" else "target"], several, found)
     elif not several:  # a summary of runs side by side stands above their own results, which count
-        try:
-            found.runs.append(Run(folder, stage, config, particles, read_results(results)))
-        except UserError as error:
-            found.damaged.append(f"{folder}: damaged: {error}")
+        _add_run(found, results, stage, config, particles)
+        if stage == "source" and (folder / ZERO_SHOT).is_file():
+            _add_run(found, folder / ZERO_SHOT, "zero_shot", config, str(folder))
     elif not (folder / RUNS).is_dir():
         found.damaged.append(f"{folder}: damaged: {RUNS}/ with the runs side by side is missing")
     return True
+
+
+def _add_run(found: Found, results: Path, stage: str, config: dict[str, Any], particles: str | None) -> None:
+    folder = results.parent
+    try:
+        found.runs.append(Run(folder, stage, config, particles, read_results(results)))
+    except UserError as error:
+        found.damaged.append(f"{folder}: damaged: {error}")
 
 
 def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -> None:

@@ -40,7 +40,7 @@ class Row:
     origin: str  # ours; majority; paper: run by its authors; quoted: by them, from others
     label: str
     model: str
-    shots: int | None  # None: all training rows
+    shots: int | None  # None: all training rows; 0: not adapted
     seeds: tuple[int, ...]  # of its tasks the different numbers of seeds, ascending; empty where unknown
     rows_source: tuple[int, ...]  # rows times prompts processed in training: the least and the greatest, or one
     rows_target: tuple[int, ...]
@@ -173,6 +173,8 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
         notes.append(
             f"{' and '.join(NEVER_RUN)} are the paper's quoted figures alone: bmtpt_ds does not run these methods."
         )
+    if seen := [task for task in tasks if any(_is_source_task(task, g) for g in groups if g.shots == 0)]:
+        notes.append(f"{', '.join(seen)}: trained on in the source stage of a row of 0 shots, not unseen tasks.")
     for task in tasks:
         rows = sorted({run.tasks[task]["rows"] for group in groups for run in group.runs if task in run.tasks})
         if len(rows) > 1:
@@ -186,6 +188,11 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
         if len(names) > 1:
             notes.append(f"{model}: taken for one model, though the runs call it {' and '.join(names)}.")
     return notes
+
+
+def _is_source_task(task: str, group: Group) -> bool:
+    """Whether runs that have a score of the task have it among their source tasks."""
+    return any(task in run.tasks and task in run.config["source"].get("tasks", []) for run in group.runs)
 
 
 class Comparison(NamedTuple):

@@ -9,10 +9,9 @@ from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.config.methods import SOURCE_KIND, WITHOUT_SOURCE
 from bmtpt_ds.config.scale import SPECIAL, Changes, ScaleConfig
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.run_files import RESULTS
+from bmtpt_ds.run_files import RESULTS, ZERO_SHOT
 from bmtpt_ds.stage_inputs import adaptation_runs, check_source_method, check_target_method, source_tasks
 
-ZERO_SHOT = "zero_shot.json"  # in the run of a source stage
 # what of a recipe decides on the particles: variants that differ in nothing of it share a source stage
 _OF_SOURCE = ("model", "prompt", "source", "data")
 

@@ -7,9 +7,9 @@ from statistics import fmean, median, stdev
 
 from bmtpt_ds.experiments.reporting.groups import parameters
 from bmtpt_ds.experiments.reporting.records import read_lines
-from bmtpt_ds.experiments.scaling.jobs import ZERO_SHOT, Job
+from bmtpt_ds.experiments.scaling.jobs import Job
 from bmtpt_ds.progress import readable_bytes, short_time
-from bmtpt_ds.run_files import METRICS
+from bmtpt_ds.run_files import METRICS, ZERO_SHOT
 
 
 def table(jobs: Sequence[Job]) -> str:
