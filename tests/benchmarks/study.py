@@ -51,7 +51,7 @@ STUDIES = {
 
 
 class Study:
-    """The runs of a grid by variant, shots and seed."""
+    """The runs of a grid by variant, shots and seed; 0 shots: the source stage's prompt as it is."""
 
     def __init__(self, folder: Path):
         """
@@ -61,7 +61,7 @@ class Study:
         found = find_runs([folder])
         assert not found.rest, "\n".join(found.rest)
         self.sources: dict[str, dict[int, Run]] = defaultdict(dict)
-        self.adapted: dict[str, dict[int | None, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        self.scored: dict[str, dict[int | None, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in found.runs:
             # <model>/<variant>-<shots>/source-<seed>, or <model>/<variant>-<shots>/adapt-<seed>/runs/<task>-<seed>
             place = run.path.parents[2] if run.path.parent.name == RUNS else run.path.parent
@@ -69,26 +69,18 @@ class Study:
             if run.stage == "source":
                 self.sources[variant][run.seed] = run
             else:
-                self.adapted[variant][run.shots].append(run)
+                self.scored[variant][run.shots].append(run)
 
     @property
     def runs(self) -> list[Run]:
         of_sources = [run for by_seed in self.sources.values() for run in by_seed.values()]
-        return of_sources + [run for by_shots in self.adapted.values() for runs in by_shots.values() for run in runs]
+        return of_sources + [run for by_shots in self.scored.values() for runs in by_shots.values() for run in runs]
 
     def scores(self, variant: str, shots: int | None) -> Scores:
         found: Scores = defaultdict(dict)
-        for run in self.adapted[variant][shots]:
+        for run in self.scored[variant].get(shots, ()):
             for task, scores in run.tasks.items():
                 found[task][run.seed] = scores["score"]
-        return found
-
-    def zero_shots(self, variant: str) -> Scores:
-        found: Scores = defaultdict(dict)
-        for seed, run in self.sources[variant].items():
-            file = run.path / "zero_shot.json"
-            for task, scores in json.loads(file.read_text())["tasks"].items() if file.is_file() else ():
-                found[task][seed] = scores["score"]
         return found
 
     def check(self, budgets: Budgets) -> None:
@@ -99,22 +91,28 @@ class Study:
         for count, variants in budgets.row_passes.items():
             for name, run in self._sources_of(variants):
                 assert run.rows_processed[0] == count, f"{name}: {run.rows_processed[0]} row passes, not {count}"
-        for variant, by_shots in self.adapted.items():
-            for run in (run for runs in by_shots.values() for run in runs):
-                target = run.config["target"]
-                probe = (run.config["spot"]["probe_steps"] or target["steps"] // 10) if run.method == "spot" else 0
-                expected = (target["steps"] + probe) * min(target["batch_size"], run.shots or sys.maxsize)
-                assert run.rows_processed[1] == expected, f"{variant}: {run.rows_processed[1]} rows, not {expected}"
-        for variant, by_shots in self.adapted.items():
+        for variant, by_shots in self.scored.items():
             for shots, runs in by_shots.items():
                 places = {(task, run.seed) for run in runs for task in run.tasks}
                 assert places == self._places(), f"{variant}, {shots} shots: other tasks or seeds than the rest"
+                for run in runs:
+                    passes, expected = run.rows_processed[1], target_passes(run)
+                    assert passes == expected, f"{run.path}: {passes} row passes of the target stage, not {expected}"
 
     def _places(self) -> set[tuple[str, int]]:
         return {(task, run.seed) for run in self.runs for task in run.tasks}
 
     def _sources_of(self, variants: Sequence[str]) -> list[tuple[str, Run]]:
         return [(f"{name}, seed {seed}", run) for name in variants for seed, run in self.sources[name].items()]
+
+
+def target_passes(run: Run) -> int:
+    """What the recipe's target stage costs."""
+    if run.stage == "zero_shot":
+        return 0
+    target, spot = run.config["target"], run.config["spot"]
+    probe = (spot["probe_steps"] or target["steps"] // 10) if run.method == "spot" else 0
+    return (target["steps"] + probe) * min(target["batch_size"], run.shots or sys.maxsize)
 
 
 def last_step(run: Run) -> int:
@@ -135,9 +133,9 @@ def source_stage(run: Run) -> dict[str, Any]:
 
 def differences(study: Study, budgets: Budgets) -> list[dict[str, Any]]:
     found = []
-    for shots in sorted({shots for by_shots in study.adapted.values() for shots in by_shots}, key=str):
+    for shots in sorted({shots for by_shots in study.scored.values() for shots in by_shots}, key=str):
         for baseline in budgets.baselines:
-            for variant in study.adapted:
+            for variant in study.scored:
                 pair = study.scores(variant, shots), study.scores(baseline, shots)
                 if variant != baseline and (difference := paired_difference(*pair)):
                     found.append({"variant": variant, "baseline": baseline, "shots": shots, **difference._asdict()})
@@ -157,14 +155,8 @@ def collected(study: Study, budgets: Budgets) -> dict[str, Any]:
         "sources": {
             name: {seed: source_stage(run) for seed, run in runs.items()} for name, runs in study.sources.items()
         },
-        "zero_shots": {name: scores for name in study.sources if (scores := study.zero_shots(name))},
         "scores": {
-            name: {shots: study.scores(name, shots) for shots in by_shots} for name, by_shots in study.adapted.items()
-        },
-        "metrics": {
-            name: {str(run.path.name): {task: s["metrics"] for task, s in run.tasks.items()} for run in runs}
-            for name, by_shots in study.adapted.items()
-            for runs in by_shots.values()
+            name: {shots: study.scores(name, shots) for shots in by_shots} for name, by_shots in study.scored.items()
         },
         "recipes": {name: next(iter(runs.values())).config for name, runs in study.sources.items()},
         "differences": differences(study, budgets),
