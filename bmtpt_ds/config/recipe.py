@@ -119,7 +119,7 @@ class TargetConfig(StageConfig):
     lr_full: Positive = 0.3
     lr_low_rank: Positive = 0.4
     clip_norm: Positive | None = 1.0
-    # what the prompt begins at: the particles' mean, or one of them, by its number from 0, which then is the prior alone
+    # what the prompt begins at: the particles' mean, or one of them, by its number from 0, then the prior's only one
     start: Literal["mean"] | Annotated[int, Field(ge=0)] = "mean"
     prior: Literal["gaussian", "mixture", "none"] = "gaussian"
     sigma: Positive = 1e5
