@@ -10,7 +10,10 @@ import yaml
 
 from bmtpt_ds.cli import command_line, main
 from bmtpt_ds.config import Recipe, load_recipe
+from bmtpt_ds.config.scale import load_scale
+from bmtpt_ds.experiments.scaling.jobs import members_of
 from bmtpt_ds.stage_inputs import adaptation_runs, source_tasks, target_tasks
+from tests.benchmarks.study import SAME, STUDIES
 
 RECIPES = Path(__file__).parents[1] / "bmtpt_ds" / "recipes"
 NAMES = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
@@ -83,6 +86,23 @@ def test_the_target_stage_is_that_of_the_paper(name: str) -> None:
     models = {"table3/t5_large": "google-t5/t5-large", "table3/t5_3b": "google-t5/t5-3b"}
     assert recipe.model.name_or_path == models.get(name, "google-t5/t5-base")
     assert recipe.model.max_source_length == "auto"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_a_study_compares_costs_the_same(name: str) -> None:
+    """The study's reader asserts it of finished runs; nobody should have to run one for hours to learn of a slip."""
+    budgets, scale = STUDIES[name], load_scale(f"study/{name}", [])
+    recipes = {m.variant.rpartition("-")[0]: m.recipe for m in members_of(f"study/{name}", [], scale, None)}
+    for steps, variants in budgets.steps.items():
+        assert [recipes[variant].source.steps for variant in variants] == [steps] * len(variants)
+    for passes, variants in budgets.row_passes.items():
+        for variant in variants:
+            source, of_mpt = recipes[variant].source, recipes[variant].method == "mpt"
+            prompts = 3 if of_mpt else source.particles if recipes[variant].method == "bmtpt" else 1
+            assert source.steps * prompts * source.kappa * source.rows_per_task == pytest.approx(passes, rel=SAME), (
+                variant
+            )
+    assert set(recipes) >= {v for group in (budgets.steps, budgets.row_passes) for vs in group.values() for v in vs}
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------
