@@ -38,11 +38,11 @@ class Budgets(NamedTuple):
 STUDIES = {
     "core": Budgets(
         steps={
-            300: ("bmtpt_short", "bmtpt_paper", "vanilla_short", "spot_short", "mpt_short"),
+            300: ("bmtpt_paper", "vanilla_short", "spot_short", "mpt_short"),
             1500: ("bmtpt", "vanilla", "spot"),
         },
         row_passes={
-            3_000: ("bmtpt_short", "vanilla_short", "spot_short"),
+            3_000: ("vanilla_short", "spot_short"),
             15_000: ("bmtpt", "bmtpt_paper", "vanilla", "spot", "mpt"),
         },
         baselines=("prompt_tuning", "vanilla", "vanilla_short"),
