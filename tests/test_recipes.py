@@ -97,11 +97,12 @@ def test_what_a_study_compares_costs_the_same(name: str) -> None:
         assert [recipes[variant].source.steps for variant in variants] == [steps] * len(variants)
     for passes, variants in budgets.row_passes.items():
         for variant in variants:
-            source, of_mpt = recipes[variant].source, recipes[variant].method == "mpt"
-            prompts = 3 if of_mpt else source.particles if recipes[variant].method == "bmtpt" else 1
-            assert source.steps * prompts * source.kappa * source.rows_per_task == pytest.approx(passes, rel=SAME), (
-                variant
-            )
+            source, method = recipes[variant].source, recipes[variant].method
+            prompts = {"bmtpt": source.particles, "mpt": 3}.get(
+                method, 1
+            )  # mpt's: the teachers, the students, and both
+            found = source.steps * prompts * source.kappa * source.rows_per_task
+            assert found == pytest.approx(passes, rel=SAME), variant
     assert set(recipes) >= {v for group in (budgets.steps, budgets.row_passes) for vs in group.values() for v in vs}
 
 
