@@ -105,7 +105,7 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path}: holds a run; add --resume or --overwrite, or give another folder")
 
     def _check_same_recipe(self) -> None:
-        was = _without_free(read_config(self.path / CONFIG))
+        was = _without_free(_completed(read_config(self.path / CONFIG), Recipe().model_dump(mode="json")))
         now = _without_free(parse_yaml(self._config_text(), "recipe"))
         for section, values in now.items():
             before = was.get(section)
@@ -187,6 +187,15 @@ def _without_free(values: dict, above: str = "") -> dict:
     """A run's recipe but for what may differ when it goes on."""
     kept = {key: value for key, value in values.items() if f"{above}{key}" not in FREE}
     return {k: _without_free(v, f"{above}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
+
+
+def _completed(values: dict, defaults: dict) -> dict:
+    """A run's recipe with the defaults of keys that there were not yet when it was written: they mean what it did."""
+    own = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        own[key] = _completed(value, default) if isinstance(value, dict) and isinstance(default, dict) else value
+    return {**defaults, **own}
 
 
 def _same(before: object, now: object) -> bool:

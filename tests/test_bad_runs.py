@@ -107,6 +107,18 @@ def resume_with_another_recipe(b: Bench):
 
 
 @case
+def resume_of_before_a_key_existed(b: Bench):
+    """What is missing had the default's meaning: it differs from another value, and from that alone."""
+    b.interrupted(b.runs.source)
+    config = b.run_dir / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if line.strip() not in ("spread: 0.1", "particle_rows: shared")))
+    assert len(config.read_text().splitlines()) == len(lines) - 2
+    words = ["--resume: source.particle_rows differs", "--overwrite"]
+    return b.source("--resume", "--set", "source.particle_rows=own"), words
+
+
+@case
 def resume_another_stage(b: Bench):
     b.interrupted(b.runs.source)
     return b.adapt("--resume"), ["--resume: stage differs", str(b.run_dir), "--overwrite"]
