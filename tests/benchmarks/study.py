@@ -33,6 +33,7 @@ class Budgets(NamedTuple):
     steps: Mapping[int, Sequence[str]]
     row_passes: Mapping[int, Sequence[str]]
     baselines: Sequence[str]  # that all others are compared with
+    best_of: Mapping[str, Sequence[str]] = {}  # name: variants, of which each run's validation rows pick one
 
 
 STUDIES = {
@@ -57,6 +58,7 @@ STUDIES = {
             )
         },
         baselines=("bmtpt",),
+        best_of={"best_particle": [f"start_{particle}" for particle in range(5)]},
     ),
 }
 SAME = 1e-3  # steps are whole: by which share row passes that are called the same may differ
@@ -88,11 +90,27 @@ class Study:
         of_sources = [run for by_seed in self.sources.values() for run in by_seed.values()]
         return of_sources + [run for by_shots in self.scored.values() for runs in by_shots.values() for run in runs]
 
+    def variants(self, shots: int | None) -> list[str]:
+        return [variant for variant, by_shots in self.scored.items() if shots in by_shots]
+
     def scores(self, variant: str, shots: int | None) -> Scores:
         found: Scores = defaultdict(dict)
         for run in self.scored[variant].get(shots, ()):
             for task, scores in run.tasks.items():
                 found[task][run.seed] = scores["score"]
+        return found
+
+    def best_of(self, variants: Sequence[str], shots: int | None) -> Scores:
+        """The test score of the variant whose best validation score is the highest, the first of equals."""
+        picked: dict[tuple[str, int], tuple[float, float]] = {}
+        for run in (run for variant in variants for run in self.scored[variant].get(shots, ())):
+            ((task, scores),) = run.tasks.items()
+            validation = max(line["validation"]["best"] for line in validations(run))
+            if validation > picked.get((task, run.seed), (float("-inf"),))[0]:
+                picked[task, run.seed] = validation, scores["score"]
+        found: Scores = defaultdict(dict)
+        for (task, seed), (_, score) in picked.items():
+            found[task][seed] = score
         return found
 
     def check(self, budgets: Budgets) -> None:
@@ -132,26 +150,39 @@ def last_step(run: Run) -> int:
     return max(line["step"] for line in run.lines)
 
 
+def validations(run: Run) -> list[dict[str, Any]]:
+    return [line for line in read_lines(run.path / METRICS) if "validation" in line]
+
+
 def source_stage(run: Run) -> dict[str, Any]:
     """What a source stage cost, and what its prompts say of its own tasks' validation rows after the last step."""
-    validations = [line for line in read_lines(run.path / METRICS) if "validation" in line]
-    last = validations[-1] if validations else {}
+    last = validations(run)[-1]
     return {
         "steps": last_step(run),
         "row_passes": run.rows_processed[0],
-        "validation": last.get("validation"),
-        "majority": last.get("majority"),
+        "validation": last["validation"],
+        "majority": last["majority"],
     }
 
 
-def differences(study: Study, budgets: Budgets) -> list[dict[str, Any]]:
-    found = []
+def all_scores(study: Study, budgets: Budgets) -> dict[int | None, dict[str, Scores]]:
+    """By shots and variant."""
+    found = {}
     for shots in sorted({shots for by_shots in study.scored.values() for shots in by_shots}, key=str):
-        for baseline in budgets.baselines:
-            for variant in study.scored:
-                pair = study.scores(variant, shots), study.scores(baseline, shots)
-                if variant != baseline and (difference := paired_difference(*pair)):
-                    found.append({"variant": variant, "baseline": baseline, "shots": shots, **difference._asdict()})
+        found[shots] = {variant: study.scores(variant, shots) for variant in study.variants(shots)}
+        for name, variants in budgets.best_of.items():
+            if scores := study.best_of(variants, shots):
+                found[shots][name] = scores
+    return found
+
+
+def differences(scores: Mapping[int | None, Mapping[str, Scores]], baselines: Sequence[str]) -> list[dict[str, Any]]:
+    found = []
+    for shots, by_variant in scores.items():
+        for baseline in (name for name in baselines if name in by_variant):
+            for variant in (name for name in by_variant if name != baseline):
+                difference = paired_difference(by_variant[variant], by_variant[baseline])
+                found.append({"variant": variant, "baseline": baseline, "shots": shots, **difference._asdict()})
     return found
 
 
@@ -159,6 +190,7 @@ def collected(study: Study, budgets: Budgets) -> dict[str, Any]:
     first = study.runs[0]
     assert all(run.results["versions"] == first.results["versions"] for run in study.runs), "runs of several versions"
     tasks = {task: scores for run in study.runs for task, scores in run.tasks.items()}
+    scores = all_scores(study, budgets)
     return {
         "date": date.today().isoformat(),
         "versions": first.results["versions"],
@@ -168,11 +200,9 @@ def collected(study: Study, budgets: Budgets) -> dict[str, Any]:
         "sources": {
             name: {seed: source_stage(run) for seed, run in runs.items()} for name, runs in study.sources.items()
         },
-        "scores": {
-            name: {shots: study.scores(name, shots) for shots in by_shots} for name, by_shots in study.scored.items()
-        },
+        "scores": scores,
         "recipes": {name: next(iter(runs.values())).config for name, runs in study.sources.items()},
-        "differences": differences(study, budgets),
+        "differences": differences(scores, budgets.baselines),
     }
 
 
