@@ -92,7 +92,7 @@ def test_the_target_stage_is_that_of_the_paper(name: str) -> None:
 def test_what_a_study_compares_costs_the_same(name: str) -> None:
     """The study's reader asserts it of finished runs; nobody should have to run one for hours to learn of a slip."""
     budgets, scale = STUDIES[name], load_scale(f"study/{name}", [])
-    recipes = {m.variant.rpartition("-")[0]: m.recipe for m in members_of(f"study/{name}", [], scale, None)}
+    recipes = {m.variant: m.recipe for m in members_of(f"study/{name}", [], scale, None)}
     for steps, variants in budgets.steps.items():
         assert [recipes[variant].source.steps for variant in variants] == [steps] * len(variants)
     for passes, variants in budgets.row_passes.items():

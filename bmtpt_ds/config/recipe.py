@@ -162,6 +162,8 @@ class DataConfig(Section):
 
 
 class RunConfig(Section):
+    # what reports call it and its like; default: the method, and by what it differs from other runs
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. +-]*$")] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     save_every: Count = 1000

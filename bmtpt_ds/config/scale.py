@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bmtpt_ds.config.recipe import read_recipe_values
 from bmtpt_ds.config.values import Section, apply_override, first_problem, repeated
@@ -15,16 +15,19 @@ SPECIAL = ("particles", "deepspeed_config")
 
 
 class ScaleConfig(Section):
-    """Every model with every variant and every seed: a source stage, an adaptation to the recipe's target tasks."""
+    """Every model with every variant, number of shots and seed: a source stage, an adaptation to the recipe's target
+    tasks."""
 
     models: list[str] = Field(default_factory=list)  # default: the recipe's own
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)  # of both stages; default: the recipe's own
     # by name, what of the recipe is another: {no_prior: {target.prior: none}}; default: the recipe as it is
     variants: dict[str, Changes] = Field(default_factory=dict)
+    # labelled rows of a target task, null: all; default: the recipe's own. They share a source stage.
+    shots: list[Annotated[int, Field(ge=1)] | None] = Field(default_factory=list)
     settings: dict[str, Changes] = Field(default_factory=dict)  # by model, likewise: what changes with it
     zero_shot: bool = False  # whether the particles' mean is scored on the target tasks too
 
-    @field_validator("models", "seeds")
+    @field_validator("models", "seeds", "shots")
     @classmethod
     def _once(cls, values: list) -> list:
         if again := repeated([str(value) for value in values]):
@@ -39,6 +42,14 @@ class ScaleConfig(Section):
         if strange:
             raise ValueError(f"a variant's name is of letters, digits, _, . and -; rename {strange[0]!r}")
         return variants
+
+    @model_validator(mode="after")
+    def _shots_said_once(self) -> "ScaleConfig":
+        changes = {"variants": self.variants, "settings": self.settings} if self.shots else {}
+        for where, by_name in changes.items():
+            for name in (name for name, changed in by_name.items() if "target.shots" in changed):
+                raise ValueError(f"{where}.{name} has target.shots, which shots is a list of; leave one of them out")
+        return self
 
 
 class _WithScale(Section):

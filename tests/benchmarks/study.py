@@ -77,9 +77,8 @@ class Study:
         self.sources: dict[str, dict[int, Run]] = defaultdict(dict)
         self.scored: dict[str, dict[int | None, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in found.runs:
-            # <model>/<variant>-<shots>/source-<seed>, or <model>/<variant>-<shots>/adapt-<seed>/runs/<task>-<seed>
-            place = run.path.parents[2] if run.path.parent.name == RUNS else run.path.parent
-            variant = place.name.rpartition("-")[0]
+            # <model>/<variant>/source-<seed>, or <model>/<variant>/adapt-<shots>-<seed>/runs/<task>-<seed>
+            variant = run.path.parents[2 if run.path.parent.name == RUNS else 0].name
             if run.stage == "source":
                 self.sources[variant][run.seed] = run
             else:

@@ -25,10 +25,10 @@ def grid(tmp_path: Path) -> Path:
     """Two variants, two seeds, two tasks, 16 shots, as `bmtpt scale` lays them out."""
     for variant, score in (("a", 50.0), ("b", 60.0)):
         for seed in (0, 1):
-            place = tmp_path / "t5" / f"{variant}-16"
+            place = tmp_path / "t5" / variant
             made_source(place / f"source-{seed}", seed=seed)
             for task in ("rte", "mrpc"):
-                run = place / f"adapt-{seed}" / "runs" / f"{task}-{seed}"
+                run = place / f"adapt-16-{seed}" / "runs" / f"{task}-{seed}"
                 adapt_run(run, {task: score + seed}, seed=seed, budget=BUDGET, settings=TARGET)
     return tmp_path
 
@@ -58,14 +58,14 @@ def test_unequal_budgets_are_refused(grid: Path, budgets: Budgets, said: str) ->
 
 
 def test_other_rows_in_the_target_stage_are_refused(grid: Path) -> None:
-    results = grid / "t5/b-16/adapt-1/runs/rte-1/results.json"
+    results = grid / "t5/b/adapt-16-1/runs/rte-1/results.json"
     results.write_text(results.read_text().replace("960", "976"))
     with pytest.raises(AssertionError, match="rte-1: 976 row passes of the target stage, not 960"):
         Study(grid).check(EQUAL)
 
 
 def test_a_gap_is_refused(grid: Path) -> None:
-    zero_shot_run(grid / "t5/b-16/source-2", {"rte": 40.0}, seed=2, steps=100)
+    zero_shot_run(grid / "t5/b/source-2", {"rte": 40.0}, seed=2, steps=100)
     with pytest.raises(AssertionError, match="other tasks or seeds than the rest"):
         Study(grid).check(EQUAL)
 
@@ -73,7 +73,7 @@ def test_a_gap_is_refused(grid: Path) -> None:
 def test_validation_picks_the_best(grid: Path) -> None:
     """The variant with the better validation score counts, though its test score is the worse one."""
     for variant, validation in (("a", 70.0), ("b", 65.0)):
-        for run in (grid / f"t5/{variant}-16").glob("adapt-*/runs/*"):
+        for run in (grid / f"t5/{variant}").glob("adapt-*/runs/*"):
             write_lines(run, [{"step": 20, "validation": {"best": validation, "best_step": 20}}])
     found = collected(Study(grid), EQUAL._replace(best_of={"best": ("a", "b")}))
     assert found["scores"][16]["best"] == found["scores"][16]["a"]

@@ -1,7 +1,8 @@
 """Which runs are the same but for their seeds and tasks, and by what the others differ."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -33,9 +34,15 @@ class Group:
     model: str
     shots: int | None  # None: all training rows; 0: not adapted
     runs: tuple[Run, ...]
+    name: str = ""  # `run.name` of all of them, which no others of the model and shots have
 
     @property
     def label(self) -> str:
+        return self.name or self.described
+
+    @property
+    def described(self) -> str:
+        """By what it is, whatever its name."""
         return f"{self.method}/{self.variant}" if self.variant else self.method
 
     @property
@@ -80,7 +87,18 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
             from_scratch = SCRATCH if scratch and method not in WITHOUT_SOURCE else ""
             named = ", ".join(filter(None, [from_scratch, variant]))
             groups.append(Group(method, named, model, shots, tuple(kept)))
-    return groups, lines
+    return _named(groups), lines
+
+
+def _named(groups: Sequence[Group]) -> list[Group]:
+    """The groups, by the names that their recipes give them where these tell them apart."""
+    names = [{run.config["run"].get("name") or "" for run in group.runs} for group in groups]
+    taken = Counter((group.model, group.shots, name) for group, own in zip(groups, names, strict=True) for name in own)
+    found = []
+    for group, own in zip(groups, names, strict=True):
+        name = next(iter(own)) if len(own) == 1 else ""
+        found.append(replace(group, name=name) if name and taken[group.model, group.shots, name] == 1 else group)
+    return found
 
 
 def differing(groups: Sequence[Group]) -> list[str]:

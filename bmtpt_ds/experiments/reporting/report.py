@@ -19,8 +19,9 @@ _ABOUT = (
     "Scores from 0 to 100 (correlations from -100) on the test rows, mean ± sample standard deviation over seeds. "
     "`from`: ours, these runs; majority, always the most frequent answer; paper, run by the paper's authors; quoted, "
     "by them from others. A method's variant, behind the slash, is what of its recipe is not the default and differs "
-    "from its other runs. Shots 0: the prompt of the source stage (of particles their mean) without adaptation. Rows "
-    "processed: rows times prompts that the backbone saw in training, source stage / target stage."
+    "from its other runs; a name that recipes give (`run.name`) stands in place of both, explained below the table. "
+    "Shots 0: the prompt of the source stage (of particles their mean) without adaptation. Rows processed: rows times "
+    "prompts that the backbone saw in training, source stage / target stage."
 )
 
 
@@ -29,8 +30,8 @@ def run_report(places: Sequence[Path], out: Path, baselines: Sequence[str] = ())
 
     Args:
         places: runs, folders that hold runs at any depth, JSON files of `bmtpt profile`.
-        baselines: METHOD or METHOD/variant each, that the others are compared with; default: prompt tuning, else runs
-            from `--particles none`, and every variant of vanilla transfer.
+        baselines: METHOD, METHOD/variant or a run's name each, that the others are compared with; default: prompt
+            tuning, else runs from `--particles none`, and every variant of vanilla transfer.
 
     Returns:
         tables for a person, and a line for all that is not in them.

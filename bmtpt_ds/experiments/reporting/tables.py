@@ -180,6 +180,8 @@ def _notes(tasks: Sequence[str], groups: Sequence[Group]) -> list[str]:
         if len(rows) > 1:
             counts = " and ".join(f"{count:,}" for count in rows)
             notes.append(f"{task}: scored on different rows ({counts}); its figures cannot be compared.")
+    named = dict.fromkeys((g.name, g.described) for g in groups if g.name not in ("", g.described))
+    notes += [f"{name}: {described}." for name, described in named]
     for label in dict.fromkeys(group.label for group in groups):
         if keys := differing([group for group in groups if group.label == label]):
             notes.append(f"{label}: between models and shots its recipe differs in {', '.join(keys)} too.")
@@ -207,8 +209,8 @@ def comparisons(groups: Sequence[Group], baselines: Sequence[str] = ()) -> list[
     """Every group against each baseline of its model and shots, where they have tasks and seeds in common.
 
     Args:
-        baselines: METHOD or METHOD/variant each; none: prompt tuning, else runs that began from vocabulary rows, and
-            besides every variant of vanilla transfer.
+        baselines: METHOD, METHOD/variant or a run's name each; none: prompt tuning, else runs that began from vocabulary
+            rows, and besides every variant of vanilla transfer.
 
     Raises:
         UserError: no group is called so, or a name stands twice.

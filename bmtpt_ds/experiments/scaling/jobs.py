@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from bmtpt_ds.config import Recipe, load_recipe
@@ -18,10 +19,11 @@ _OF_SOURCE = ("model", "prompt", "source", "data")
 
 @dataclass(frozen=True)
 class Member:
-    """A model, a variant, a seed."""
+    """A model, a variant, a number of shots, a seed."""
 
     model: str
     variant: str  # "": the recipe as it is
+    shots: str  # "16", "all"; "": as the recipe has it
     seed: int
     recipe: Recipe
     changes: tuple[str, ...]  # as `--set` takes them
@@ -33,7 +35,8 @@ class Member:
         return Path(Path(self.model).name, self.variant)
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, [Path(self.model).name, self.variant, f"seed {self.seed}"]))
+        shots = f"{self.shots} shots" if self.shots else ""
+        return ", ".join(filter(None, [Path(self.model).name, self.variant, shots, f"seed {self.seed}"]))
 
 
 @dataclass(frozen=True, eq=False)  # each is itself alone
@@ -75,26 +78,28 @@ def members_of(name: str, overrides: Sequence[str], scale: ScaleConfig, layout: 
     short = [Path(model).name for model in models]
     if len(set(short)) < len(short):
         raise UserError(f"scale.models: {', '.join(models)}: their folders would have the same name")
+    variants, seeds = scale.variants or {"": {}}, scale.seeds or [base.run.seed]
+    counts = {"all" if count is None else str(count): {"target.shots": count} for count in scale.shots} or {"": {}}
     found = []
-    for model in models:
-        for variant, changes in (scale.variants or {"": {}}).items():
-            for seed in scale.seeds or [base.run.seed]:
-                both = {**scale.settings.get(model, {}), **changes, "model.name_or_path": model, "run.seed": seed}
-                where = " and ".join(filter(None, [f"scale.variants.{variant}" * bool(variant), f"model {model}"]))
-                found.append(_member(name, overrides, model, variant, seed, both, layout, where))
+    for model, variant, shots, seed in product(models, variants, counts, seeds):
+        named = {"run.name": variant} if variant else {}
+        changes = {**scale.settings.get(model, {}), **named, **variants[variant], **counts[shots]}
+        found.append(_member(name, overrides, layout, changes, model=model, variant=variant, shots=shots, seed=seed))
     return found
 
 
 def _member(
     name: str,
     overrides: Sequence[str],
+    layout: str | None,
+    changes: Changes,
+    *,
     model: str,
     variant: str,
+    shots: str,
     seed: int,
-    changes: Changes,
-    layout: str | None,
-    where: str,
 ) -> Member:
+    changes |= {"model.name_or_path": model, "run.seed": seed}
     special = {key: changes.pop(key) for key in SPECIAL if key in changes}
     texts = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
     try:
@@ -111,9 +116,10 @@ def _member(
         else:
             check_target_method(recipe, special["particles"])
     except UserError as mistake:
+        where = " and ".join(filter(None, [f"scale.variants.{variant}" * bool(variant), f"model {model}"]))
         raise UserError(f"{where}: {mistake}") from None
     own_layout = special.get("deepspeed_config", layout)
-    return Member(model, variant, seed, recipe, tuple(texts), special.get("particles"), own_layout)
+    return Member(model, variant, shots, seed, recipe, tuple(texts), special.get("particles"), own_layout)
 
 
 def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool) -> list[Job]:
@@ -121,7 +127,7 @@ def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool)
 
     Args:
         name: the recipe's.
-        out: the folder of all runs: `<model>/<variant>/source-<seed>` and `adapt-<seed>`.
+        out: the folder of all runs: `<model>/<variant>/source-<seed>` and `adapt-<seed>`, or `adapt-<shots>-<seed>`.
     """
     sources: dict[str, Job] = {}
     jobs: list[Job] = []
@@ -152,7 +158,8 @@ def _source_key(member: Member) -> str:
 def _stage(
     stage: str, name: str, member: Member, out: Path, needs: Job | None = None, particles: str | None = None
 ) -> Job:
-    run_dir = out / member.folder / f"{stage}-{member.seed}"
+    shots = [member.shots] if member.shots and stage == "adapt" else []
+    run_dir = out / member.folder / "-".join([stage, *shots, str(member.seed)])
     words = [stage, "--config", name, *(word for text in member.changes for word in ("--set", text))]
     words += ["--particles", particles] if particles is not None else []
     words += ["--deepspeed_config", member.layout] if member.layout is not None else []

@@ -13,19 +13,21 @@ from bmtpt_ds.run_files import METRICS, ZERO_SHOT
 
 
 def table(jobs: Sequence[Job]) -> str:
-    """A line a model and variant over the seeds that are finished: the mean score of the target tasks, seconds of a
-    step and peak memory of a rank (the first one) in both stages."""
-    groups: dict[tuple[str, str], list[Job]] = {}
+    """A line a model, variant and number of shots over the seeds that are finished: the mean score of the target tasks,
+    seconds of a step and peak memory of a rank (the first one) in both stages."""
+    groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in jobs:
         if job.stage == "adapt" and job.finished:
-            groups.setdefault((job.member.model, job.member.variant), []).append(job)
+            member = job.member
+            groups.setdefault((member.model, member.variant, member.shots), []).append(job)
     if not groups:
         return "No member is finished yet."
     zero_shot = any(_zero_shot(job) is not None for of_group in groups.values() for job in of_group)
-    heads = ["model", "parameters", "variant", "seeds", *(["0 shots"] if zero_shot else []), "score"]
+    several = ["shots"] if any(shots for _, _, shots in groups) else []
+    heads = ["model", "parameters", "variant", *several, "seeds", *(["0 shots"] if zero_shot else []), "score"]
     rows = [[*heads, "source step", "memory", "target step", "memory"]]
-    for (model, variant), of_group in groups.items():
-        row = [Path(model).name, _parameters(model), variant or "-", str(len(of_group))]
+    for (model, variant, shots), of_group in groups.items():
+        row = [Path(model).name, _parameters(model), variant or "-", *([shots] if several else []), str(len(of_group))]
         if zero_shot:
             row.append(_spread([score for job in of_group if (score := _zero_shot(job)) is not None]))
         row.append(_spread([_score(job.outcome) for job in of_group]))
