@@ -34,8 +34,8 @@ def add_report(parser: Parser) -> None:
         type=given,
         metavar="METHOD",
         help="one or more METHOD, METHOD/variant or names of runs, as the table has them, that all others are compared "
-        "with, task by task and seed by seed (default: prompt_tuning, else the runs from `--particles none`, and every variant of "
-        "vanilla_transfer)",
+        "with, task by task and seed by seed (default: prompt_tuning, else the runs from `--particles none`, and every "
+        "variant of vanilla_transfer)",
     )
 
 

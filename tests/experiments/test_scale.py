@@ -66,6 +66,19 @@ def test_variants_share_a_source_stage_where_they_may(grid: Path, tmp_path: Path
     assert all(job.needs is None and "none" in job.arguments for job in scratch)
 
 
+def test_shots_share_a_source_stage_and_not_a_folder(grid: Path, tmp_path: Path) -> None:
+    found = jobs(grid, tmp_path, "scale.shots=[4,null]")
+    assert [job.stage for job in found].count("source") == 3
+    adapted = [job for job in found if job.stage == "adapt"]
+    assert len({job.outcome for job in adapted}) == len(adapted) == 3 * 2 * 2
+    for job in adapted:
+        options = command_line().parse_args(job.arguments)
+        recipe = load_recipe(options.config, options.set)
+        assert (recipe.target.shots, job.member.shots) in ((4, "4"), (None, "all"))
+        assert job.outcome.parent.name == f"adapt-{job.member.shots}-0"
+        assert recipe.run.name == job.member.variant
+
+
 def test_commands_are_commands(grid: Path, tmp_path: Path) -> None:
     found = jobs(grid, tmp_path / "a folder", "source.lr=0.2", zero_shot=True)
     assert [job.stage for job in found].count("evaluate") == 3
@@ -104,6 +117,9 @@ def test_the_shipped_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("scale: {variants: {a b: {}}}", "rename 'a b'"),
         ("scale: {variants: {more: {source.partciles: 3}}}", "scale.variants.more"),
         ("scale: {settings: {t5-3b: {}}}", "not among scale.models"),
+        ("scale: {shots: [0]}", "greater than or equal to 1"),
+        ("scale: {shots: [4, 4]}", "names 4 more than once"),
+        ("scale: {shots: [4], variants: {few: {target.shots: 2}}}", "variants.few has target.shots"),
         ("scale: {seeds: [-1]}", "greater than or equal to 0"),
     ],
 )

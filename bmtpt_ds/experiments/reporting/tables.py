@@ -209,8 +209,8 @@ def comparisons(groups: Sequence[Group], baselines: Sequence[str] = ()) -> list[
     """Every group against each baseline of its model and shots, where they have tasks and seeds in common.
 
     Args:
-        baselines: METHOD, METHOD/variant or a run's name each; none: prompt tuning, else runs that began from vocabulary
-            rows, and besides every variant of vanilla transfer.
+        baselines: METHOD, METHOD/variant or a run's name each; none: prompt tuning, else runs that began from
+            vocabulary rows, and besides every variant of vanilla transfer.
 
     Raises:
         UserError: no group is called so, or a name stands twice.
