@@ -65,12 +65,19 @@ def plan_step(
     cells = [
         Cell(p, r, weight, length + len(row.source), len(row.target))
         for r, (row, weight) in enumerate(zip(step.rows, step.weights, strict=True))
-        for p, prompt in enumerate(block)
-        if step.prompt_of is None or step.prompt_of[r] == prompt
+        for p in _readers(step, r, block)
     ]
     plan = plan_micro_batches(cells, data_ranks, max_tokens)
     passes = [host_pass(batch, step.rows, len(block), pad_id) for batch in plan[data_rank]]
     return StepWork(step.rows, passes, max(cell.tokens for cell in cells), imbalance(plan))
+
+
+def _readers(step: StepRows, row: int, block: range) -> Sequence[int]:
+    """Which prompts of a block read a row, numbered from the block's first."""
+    if step.prompt_of is None:
+        return range(len(block))
+    prompt = step.prompt_of[row]
+    return [prompt - block.start] if prompt in block else []
 
 
 def host_pass(batch: MicroBatch, rows: Sequence[TokenRow], prompts: int, pad_id: int) -> HostPass:
