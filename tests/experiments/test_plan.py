@@ -66,6 +66,17 @@ def test_rows_of_a_step() -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+def test_particles_with_rows_of_their_own() -> None:
+    """As many cells; the first particle's are those that all share, the others' lengths are of other rows."""
+    shared, own = job("t5-small"), job("t5-small", "source.particle_rows=own")
+    assert own.cells == shared.cells
+    for cells, others in zip(shared.steps, own.steps, strict=True):
+        of = [sorted((c.prompt, c.row, c.source_tokens) for c in step) for step in (cells, others)]
+        assert len(of[0]) == len(of[1]) == own.cells
+        assert [c for c in of[0] if c[0] == 0] == [c for c in of[1] if c[0] == 0]
+        assert of[0] != of[1]
+
+
 def test_weights_lie_where_the_layout_says() -> None:
     cluster = Cluster(gpus=8, nodes=2)
     whole = 2 * 2_851_598_336
