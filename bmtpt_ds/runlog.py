@@ -248,6 +248,6 @@ def _figures(values: Mapping[str, Any], steps_left: int, *, brief: bool) -> Iter
 def _validation(scores: Mapping[str, float], majority: Mapping[str, float]) -> str:
     tasks = {name: value for name, value in scores.items() if name not in NOT_TASKS}
     shown = tasks | {"mean": scores["mean"]} if len(tasks) > 1 else tasks
-    best = f"  (best {scores['best']:.1f} at step {scores['best_step']})" if "best" in scores else ""
+    best = f"best {scores['best']:.1f} at step {scores['best_step']}, " if "best" in scores else ""
     figures = "  ".join(f"{name} {value:.1f}" for name, value in shown.items() if value is not None)
-    return f"validation: {figures}  (majority class {majority['mean']:.1f}){best}"
+    return f"validation: {figures}  ({best}majority class {majority['mean']:.1f})"

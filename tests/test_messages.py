@@ -305,7 +305,9 @@ def test_the_plain_lines_of_an_adaptation(runs, tmp_path: Path, recipe: Path, ca
     assert main(["adapt", *named]) == 0
     err = capsys.readouterr().err
     assert re.search(r"^adapt 2/6  \d+ s left  loss \S+  prior \S+  \S+ s/step$", err, re.M)
-    assert re.search(r"^adapt 6/6  validation: mrpc \d+\.\d  \(best \d+\.\d at step [36]\)$", err, re.M)
+    assert re.search(
+        r"^adapt 6/6  validation: mrpc \d+\.\d  \(best \d+\.\d at step [36], majority class 53\.3\)$", err, re.M
+    )
 
 
 def test_a_run_on_a_terminal(recipe: Path, tmp_path: Path) -> None:
