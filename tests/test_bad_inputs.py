@@ -35,6 +35,7 @@ case.setting("steps_true", "source.steps=true", "source", "steps should not be t
 case.setting("tasks_per_step", "source.tasks_per_step=3", "tasks_per_step is 3", "2 source tasks")
 case.setting("rows_per_task", "source.rows_per_task=61", "source.rows_per_task of sst2", "at most 60")
 case.setting("grid", "source.particle_ranks=3", "source.particle_ranks: 3", "3 particles and the 1 ranks", "give 1")
+case.setting("name of a run", "run.name=a/b", "run.name: should be of letters", "rename 'a/b'")
 case.setting("lr_negative", "source.lr=-0.1", "source.lr", "greater than 0", "got -0.1")
 case.setting("lr_nan", "source.lr=.nan", "source.lr", "finite")
 case.setting("lr_nan_text", "source.lr=nan", "source.lr", "finite")

@@ -163,7 +163,7 @@ class DataConfig(Section):
 
 class RunConfig(Section):
     # what reports call it and its like; default: the method, and by what it differs from other runs
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. +-]*$")] | None = None
+    name: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     save_every: Count = 1000
@@ -171,6 +171,14 @@ class RunConfig(Section):
     check_replicas: Annotated[int, Field(ge=0)] = 0  # steps between comparisons of the ranks' particles; 0: never
     timeout: Count = 600  # seconds after which a silent rank ends the job
     max_tokens_per_micro_batch: Count | Literal["auto"] = "auto"
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        # it stands in tables of Markdown, LaTeX and CSV
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. +-]*", name):
+            raise ValueError(f"should be of letters, digits, spaces, _, ., + and -; rename {name!r}")
+        return name
 
 
 class Recipe(Section):
