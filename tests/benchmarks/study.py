@@ -164,6 +164,12 @@ def source_stage(run: Run) -> dict[str, Any]:
     }
 
 
+def recipe_of(run: Run) -> dict[str, Any]:
+    """A run's recipe without where this machine keeps the model and the rows."""
+    config = {**run.config, "model": {**run.config["model"], "name_or_path": run.model}}
+    return config | {"data": {key: value for key, value in run.config["data"].items() if key != "root"}}
+
+
 def all_scores(study: Study, budgets: Budgets) -> dict[int | None, dict[str, Scores]]:
     """By shots and variant."""
     found = {}
@@ -200,7 +206,7 @@ def collected(study: Study, budgets: Budgets) -> dict[str, Any]:
             name: {seed: source_stage(run) for seed, run in runs.items()} for name, runs in study.sources.items()
         },
         "scores": scores,
-        "recipes": {name: next(iter(runs.values())).config for name, runs in study.sources.items()},
+        "recipes": {name: recipe_of(next(iter(runs.values()))) for name, runs in study.sources.items()},
         "differences": differences(scores, budgets.baselines),
     }
 

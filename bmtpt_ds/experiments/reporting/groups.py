@@ -19,7 +19,7 @@ SCRATCH = "particles=none"  # a variant: begun from vocabulary rows, without a p
 _NO_SETTINGS = {
     *(key for key in FREE if key != "evaluate"),
     *("method", "model.name_or_path", "target.shots", "target.seeds", "target.tasks", "run.seed"),
-    *("data.root", "data.tasks", "evaluate.batch_size"),
+    *("data.root", "data.tasks", "evaluate.batch_size", "source.eval_every"),
 }
 _OF_TARGET = "target."  # what zero shots do not use
 _NOT_FROM_SCRATCH = ("source.", "target.prior", "target.sigma")  # what a run without a posterior does not use
