@@ -187,12 +187,11 @@ def draw_rows(source: SourceConfig, seed: int, step: int, tasks: Sequence[TaskSp
     sizes = {task.name: len(splits.train) for task, splits in tasks}
 
     def of_particle(particle: int) -> list[TokenRow]:
-        drawn = drawn_rows(seed, step, sizes, source.kappa, source.rows_per_task, particle)
-        return [encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in drawn]
+        places = drawn_rows(seed, step, sizes, source.kappa, source.rows_per_task, particle)
+        return [encoder.encode(tasks[k].task, tasks[k].splits.train[i]) for k, i in places]
 
-    if source.particle_rows == "own":
-        return StepRows.of_prompts([of_particle(particle) for particle in range(source.particles)])
-    return StepRows.evenly(of_particle(0))
+    drawn = [of_particle(particle) for particle in range(source.draws)]
+    return StepRows.of_prompts(drawn) if source.draws > 1 else StepRows.evenly(drawn[0])
 
 
 def svgd_step(
@@ -289,7 +288,7 @@ def _heed(
         if posterior.skipped_in_a_row > source.max_skipped:
             drawn = {
                 k
-                for particle in range(source.particles if source.particle_rows == "own" else 1)
+                for particle in range(source.draws)
                 for k in tasks_of_step(seed, step, len(tasks), source.kappa, particle)
             }
             names = ", ".join(tasks[k].task.name for k in sorted(drawn))

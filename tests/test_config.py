@@ -29,6 +29,8 @@ def test_anchors_merge_and_a_key_given_twice_is_still_a_mistake() -> None:
     assert parse_yaml(text, "text") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 4, "y": 3}}
     with pytest.raises(UserError, match=r"^text, line 2: .*'x' is given twice"):
         parse_yaml("a: &one {x: 1}\nb: {<<: *one, x: 2, x: 3}", "text")
+    with pytest.raises(UserError, match="key True is given twice"):
+        parse_yaml("yes: 1\ntrue: 2", "text")
 
 
 def test_overrides_reach_nested_keys_and_read_yaml(tmp_path: Path) -> None:

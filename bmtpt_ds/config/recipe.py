@@ -98,6 +98,11 @@ class SourceConfig(StageConfig):
     def kappa(self) -> int:
         return len(self.tasks) if self.tasks_per_step == "all" else self.tasks_per_step
 
+    @property
+    def draws(self) -> int:
+        """How often a step draws kappa * R rows: once for all particles, or for each of them."""
+        return self.particles if self.particle_rows == "own" else 1
+
     @model_validator(mode="after")
     def _consistent(self) -> "SourceConfig":
         _refuse_repeats(self.tasks)
@@ -196,6 +201,11 @@ class Recipe(Section):
     attempt: AttemptConfig = AttemptConfig()
     mpt: MptConfig = MptConfig()
     weights: WeightsConfig = WeightsConfig()
+
+    @property
+    def probe_steps(self) -> int:
+        """Steps of the prompt that SPoT compares with the sources'."""
+        return self.spot.probe_steps or max(1, self.target.steps // 10)
 
     @property
     def prompt_length(self) -> int:

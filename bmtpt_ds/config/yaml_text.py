@@ -7,6 +7,8 @@ import yaml
 
 from bmtpt_ds.errors import UserError
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e5` and `1e-3` as numbers and refuses a key that is given twice."""
@@ -14,8 +16,8 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         # as it stands in the text, before `<<: *anchor` adds keys that its neighbours may replace
         node = super().compose_mapping_node(anchor)
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = [value for i, (tag, value) in enumerate(keys) if (tag, value) in keys[:i]]
+        keys = ["<<" if key.tag == _MERGE else self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [k for k in keys if keys.count(k) > 1]
         if repeated:
             raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} is given twice", node.start_mark)
         return node

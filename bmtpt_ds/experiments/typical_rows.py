@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.data.order import rows_of_step, stream, tasks_of_step
+from bmtpt_ds.data.order import drawn_rows, stream
 from bmtpt_ds.tasks import Task
 
 FREE_TEXT = 32  # tokens that a target may have whose texts have no end
@@ -77,13 +77,9 @@ def longest_row(recipe: Recipe, tasks: Sequence[Task]) -> Row:
 def source_rows(recipe: Recipe, tasks: Sequence[Task], step: int, particle: int = 0) -> list[Row]:
     """The kappa * R rows that a particle reads in a step of the source stage, a function of the recipe's seed, the step
     and, where particles draw rows of their own, the particle."""
-    seed, source = recipe.run.seed, recipe.source
-    chosen = [tasks[k] for k in tasks_of_step(seed, step, len(tasks), source.kappa, particle)]
-    return [
-        draw_row(recipe, task, i)
-        for task in chosen
-        for i in rows_of_step(seed, step, task.name, ROWS, source.rows_per_task, particle)
-    ]
+    source, sizes = recipe.source, {task.name: ROWS for task in tasks}
+    drawn = drawn_rows(recipe.run.seed, step, sizes, source.kappa, source.rows_per_task, particle)
+    return [draw_row(recipe, tasks[k], i) for k, i in drawn]
 
 
 def draw_row(recipe: Recipe, task: Task, i: int) -> Row:

@@ -39,8 +39,8 @@ def similarity(probe: torch.Tensor, sources: torch.Tensor, kind: str) -> torch.T
 def begin(job: AdaptJob) -> Begun:
     """Every run's prompt at the source prompt that its probe is most like; `probe/similarity.json` tells of all."""
     recipe, names = job.session.recipe, job.stored.state["tasks"]
-    steps = recipe.spot.probe_steps or max(1, recipe.target.steps // 10)
-    sources, probes = job.source_tensor("particles"), _probes(job, steps)
+    steps, sources = recipe.probe_steps, job.source_tensor("particles")
+    probes = _probes(job, steps)
     found = torch.stack([similarity(probe, sources, recipe.spot.similarity) for probe in probes])  # [R, K]
     chosen = found.argmax(dim=1)
     told = {}

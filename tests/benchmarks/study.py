@@ -12,19 +12,18 @@ Ends with one JSON line: the differences that the study is about.
 import argparse
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bmtpt_ds.config import override_recipe
+from bmtpt_ds.experiments.reporting.groups import Group, group_runs
 from bmtpt_ds.experiments.reporting.records import read_lines
 from bmtpt_ds.experiments.reporting.runs import Run, find_runs
-from bmtpt_ds.experiments.reporting.statistics import paired_difference
+from bmtpt_ds.experiments.reporting.tables import comparisons
 from bmtpt_ds.files import write_atomically
-from bmtpt_ds.run_files import METRICS, RUNS
-
-Scores = dict[str, dict[int, float]]  # by task and seed
+from bmtpt_ds.run_files import METRICS
 
 
 class Budgets(NamedTuple):
@@ -64,85 +63,79 @@ STUDIES = {
 SAME = 1e-3  # steps are whole: by which share row passes that are called the same may differ
 
 
-class Study:
-    """The runs of a grid by variant, shots and seed; 0 shots: the source stage's prompt as it is."""
+class Study(NamedTuple):
+    """The runs of a grid."""
 
-    def __init__(self, folder: Path):
-        """
-        Raises:
-            AssertionError: a run is unfinished or damaged.
-        """
-        found = find_runs([folder])
-        assert not found.rest, "\n".join(found.rest)
-        self.sources: dict[str, dict[int, Run]] = defaultdict(dict)
-        self.scored: dict[str, dict[int | None, list[Run]]] = defaultdict(lambda: defaultdict(list))
-        for run in found.runs:
-            # <model>/<variant>/source-<seed>, or <model>/<variant>/adapt-<shots>-<seed>/runs/<task>-<seed>
-            variant = run.path.parents[2 if run.path.parent.name == RUNS else 0].name
-            if run.stage == "source":
-                self.sources[variant][run.seed] = run
-            else:
-                self.scored[variant][run.shots].append(run)
+    sources: dict[str, dict[int, Run]]  # by variant and seed
+    groups: list[Group]  # a variant each at a number of shots; 0 shots: the source stage's prompt as it is
 
-    @property
-    def runs(self) -> list[Run]:
-        of_sources = [run for by_seed in self.sources.values() for run in by_seed.values()]
-        return of_sources + [run for by_shots in self.scored.values() for runs in by_shots.values() for run in runs]
 
-    def variants(self, shots: int | None) -> list[str]:
-        return [variant for variant, by_shots in self.scored.items() if shots in by_shots]
+def read_study(folder: Path, budgets: Budgets) -> Study:
+    """The runs below a folder.
 
-    def scores(self, variant: str, shots: int | None) -> Scores:
-        found: Scores = defaultdict(dict)
-        for run in self.scored[variant].get(shots, ()):
-            for task, scores in run.tasks.items():
-                found[task][run.seed] = scores["score"]
-        return found
+    Raises:
+        AssertionError: a run is unfinished or damaged, or two variants cannot be told apart.
+    """
+    found = find_runs([folder])
+    groups, left_out = group_runs(found.runs)
+    assert not found.rest + left_out, "\n".join(found.rest + left_out)
+    assert all(group.name for group in groups), f"no name: {[group.label for group in groups if not group.name]}"
+    sources: dict[str, dict[int, Run]] = {}
+    for run in found.runs:
+        if run.stage == "source":
+            sources.setdefault(run.config["run"]["name"], {})[run.seed] = run
+    return Study(sources, groups + picked_groups(groups, budgets.best_of))
 
-    def best_of(self, variants: Sequence[str], shots: int | None) -> Scores:
-        """The test score of the variant whose best validation score is the highest, the first of equals."""
-        picked: dict[tuple[str, int], tuple[float, float]] = {}
-        for run in (run for variant in variants for run in self.scored[variant].get(shots, ())):
-            ((task, scores),) = run.tasks.items()
-            validation = max(line["validation"]["best"] for line in validations(run))
-            if validation > picked.get((task, run.seed), (float("-inf"),))[0]:
-                picked[task, run.seed] = validation, scores["score"]
-        found: Scores = defaultdict(dict)
-        for (task, seed), (_, score) in picked.items():
-            found[task][seed] = score
-        return found
 
-    def check(self, budgets: Budgets) -> None:
-        """Asserts that what is called equal is."""
-        for steps, variants in budgets.steps.items():
-            for name, run in self._sources_of(variants):
-                assert last_step(run) == steps, f"{name}: {last_step(run)} source steps, not {steps}"
-        for count, variants in budgets.row_passes.items():
-            for name, run in self._sources_of(variants):
-                passes = run.rows_processed[0]
-                assert abs(passes - count) <= SAME * count, f"{name}: {passes} row passes, not {count}"
-        for variant, by_shots in self.scored.items():
-            for shots, runs in by_shots.items():
-                places = {(task, run.seed) for run in runs for task in run.tasks}
-                assert places == self._places(), f"{variant}, {shots} shots: other tasks or seeds than the rest"
-                for run in runs:
-                    passes, expected = run.rows_processed[1], target_passes(run)
-                    assert passes == expected, f"{run.path}: {passes} row passes of the target stage, not {expected}"
+def picked_groups(groups: Sequence[Group], best_of: Mapping[str, Sequence[str]]) -> list[Group]:
+    """A group for each name in `best_of` and number of shots: of every task and seed the run whose best validation
+    score is the highest, the first of equals."""
+    found = []
+    for name, variants in best_of.items():
+        for shots in dict.fromkeys(group.shots for group in groups if group.name in variants):
+            picked: dict[tuple[str, int], Run] = {}
+            for run in (run for g in groups if g.name in variants and g.shots == shots for run in g.runs):
+                place = *run.tasks, run.seed
+                if place not in picked or best_validation(run) > best_validation(picked[place]):
+                    picked[place] = run
+            runs = tuple(picked.values())
+            found.append(Group(runs[0].method, "", runs[0].model, shots, runs, name))
+    return found
 
-    def _places(self) -> set[tuple[str, int]]:
-        return {(task, run.seed) for run in self.runs for task in run.tasks}
 
-    def _sources_of(self, variants: Sequence[str]) -> list[tuple[str, Run]]:
-        return [(f"{name}, seed {seed}", run) for name in variants for seed, run in self.sources[name].items()]
+def check(study: Study, budgets: Budgets) -> None:
+    """Asserts that what is called equal is there, and equal."""
+    seeds = {run.seed for group in study.groups for run in group.runs}
+    for steps, variants in budgets.steps.items():
+        for name, run in sources_of(study, variants, seeds):
+            assert last_step(run) == steps, f"{name}: {last_step(run)} source steps, not {steps}"
+    for count, variants in budgets.row_passes.items():
+        for name, run in sources_of(study, variants, seeds):
+            passes = run.rows_processed[0]
+            assert abs(passes - count) <= SAME * count, f"{name}: {passes} row passes, not {count}"
+    places = {(task, run.seed) for group in study.groups for run in group.runs for task in run.tasks}
+    for group in study.groups:
+        own = {(task, run.seed) for run in group.runs for task in run.tasks}
+        assert own == places, f"{group.label}, {group.shots} shots: other tasks or seeds than the rest"
+        for run in group.runs:
+            passes, expected = run.rows_processed[1], target_passes(run)
+            assert passes == expected, f"{run.path}: {passes} row passes of the target stage, not {expected}"
+
+
+def sources_of(study: Study, variants: Sequence[str], seeds: set[int]) -> list[tuple[str, Run]]:
+    for name in variants:
+        there = set(study.sources.get(name, ()))
+        assert there == seeds, f"{name}: source runs of seeds {sorted(there)}, not {sorted(seeds)}"
+    return [(f"{name}, seed {seed}", run) for name in variants for seed, run in study.sources[name].items()]
 
 
 def target_passes(run: Run) -> int:
-    """What the recipe's target stage costs."""
+    """What the recipe's target stage costs, SPoT's probe included."""
     if run.stage == "zero_shot":
         return 0
-    target, spot = run.config["target"], run.config["spot"]
-    probe = (spot["probe_steps"] or target["steps"] // 10) if run.method == "spot" else 0
-    return (target["steps"] + probe) * min(target["batch_size"], run.shots or sys.maxsize)
+    recipe = override_recipe(run.config, [], str(run.path))
+    steps = recipe.target.steps + (recipe.probe_steps if recipe.method == "spot" else 0)
+    return steps * min(recipe.target.batch_size, run.shots or sys.maxsize)
 
 
 def last_step(run: Run) -> int:
@@ -151,6 +144,10 @@ def last_step(run: Run) -> int:
 
 def validations(run: Run) -> list[dict[str, Any]]:
     return [line for line in read_lines(run.path / METRICS) if "validation" in line]
+
+
+def best_validation(run: Run) -> float:
+    return validations(run)[-1]["validation"]["best"]
 
 
 def source_stage(run: Run) -> dict[str, Any]:
@@ -170,44 +167,33 @@ def recipe_of(run: Run) -> dict[str, Any]:
     return config | {"data": {key: value for key, value in run.config["data"].items() if key != "root"}}
 
 
-def all_scores(study: Study, budgets: Budgets) -> dict[int | None, dict[str, Scores]]:
-    """By shots and variant."""
-    found = {}
-    for shots in sorted({shots for by_shots in study.scored.values() for shots in by_shots}, key=str):
-        found[shots] = {variant: study.scores(variant, shots) for variant in study.variants(shots)}
-        for name, variants in budgets.best_of.items():
-            if scores := study.best_of(variants, shots):
-                found[shots][name] = scores
-    return found
-
-
-def differences(scores: Mapping[int | None, Mapping[str, Scores]], baselines: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
-    for shots, by_variant in scores.items():
-        for baseline in (name for name in baselines if name in by_variant):
-            for variant in (name for name in by_variant if name != baseline):
-                difference = paired_difference(by_variant[variant], by_variant[baseline])
-                found.append({"variant": variant, "baseline": baseline, "shots": shots, **difference._asdict()})
-    return found
+def differences(groups: Sequence[Group], baselines: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"variant": c.group.label, "baseline": c.baseline.label, "shots": c.group.shots, **c.difference._asdict()}
+        for c in comparisons(groups, baselines)
+    ]
 
 
 def collected(study: Study, budgets: Budgets) -> dict[str, Any]:
-    first = study.runs[0]
-    assert all(run.results["versions"] == first.results["versions"] for run in study.runs), "runs of several versions"
-    tasks = {task: scores for run in study.runs for task, scores in run.tasks.items()}
-    scores = all_scores(study, budgets)
+    runs = [run for group in study.groups for run in group.runs]
+    versions = runs[0].results["versions"]
+    assert all(run.results["versions"] == versions for run in runs), "runs of several versions"
+    tasks = {task: scores for run in runs for task, scores in run.tasks.items()}
+    scores: dict[int | None, dict[str, dict[str, dict[int, float]]]] = {}
+    for group in study.groups:
+        scores.setdefault(group.shots, {})[group.label] = {task: group.scores(task) for task in group.tasks}
     return {
         "date": date.today().isoformat(),
-        "versions": first.results["versions"],
-        "model": first.model,
-        "seeds": sorted({run.seed for run in study.runs}),
-        "tasks": {task: {key: scores[key] for key in ("metric", "majority", "rows")} for task, scores in tasks.items()},
+        "versions": versions,
+        "model": runs[0].model,
+        "seeds": sorted({run.seed for run in runs}),
+        "tasks": {task: {key: scored[key] for key in ("metric", "majority", "rows")} for task, scored in tasks.items()},
         "sources": {
-            name: {seed: source_stage(run) for seed, run in runs.items()} for name, runs in study.sources.items()
+            name: {seed: source_stage(run) for seed, run in by_seed.items()} for name, by_seed in study.sources.items()
         },
         "scores": scores,
-        "recipes": {name: recipe_of(next(iter(runs.values()))) for name, runs in study.sources.items()},
-        "differences": differences(scores, budgets.baselines),
+        "recipes": {name: recipe_of(next(iter(by_seed.values()))) for name, by_seed in study.sources.items()},
+        "differences": differences(study.groups, budgets.baselines),
     }
 
 
@@ -217,8 +203,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="--out of bmtpt scale")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    study, budgets = Study(arguments.folder), STUDIES[arguments.study]
-    study.check(budgets)
+    budgets = STUDIES[arguments.study]
+    study = read_study(arguments.folder, budgets)
+    check(study, budgets)
     found = collected(study, budgets)
     if arguments.out:
         write_atomically(arguments.out, (json.dumps(found, indent=1) + "\n").encode())

@@ -44,11 +44,9 @@ class Job:
 
     def _cells_of(self, step: int) -> list[Cell]:
         source, length = self.recipe.source, self.recipe.prompt.length
-        own = source.particle_rows == "own"
-        rows = [source_rows(self.recipe, self.tasks, step, p) for p in range(source.particles if own else 1)]
+        drawn = [source_rows(self.recipe, self.tasks, step, p) for p in range(source.draws)]
         return [
-            Cell(p, r, 1 / len(of_particle), length + row.source, row.target)
+            Cell(p, r, 1 / len(drawn[0]), length + row.source, row.target)
             for p in range(source.particles)
-            for of_particle in (rows[p if own else 0],)
-            for r, row in enumerate(of_particle)
+            for r, row in enumerate(drawn[p % source.draws])
         ]
