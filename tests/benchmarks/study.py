@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 
 from bmtpt_ds.config import override_recipe
 from bmtpt_ds.experiments.reporting.groups import Group, group_runs
-from bmtpt_ds.experiments.reporting.records import read_lines
 from bmtpt_ds.experiments.reporting.runs import Run, find_runs
 from bmtpt_ds.experiments.reporting.tables import comparisons
 from bmtpt_ds.files import write_atomically
-from bmtpt_ds.run_files import METRICS
 
 
 class Budgets(NamedTuple):
@@ -142,17 +140,13 @@ def last_step(run: Run) -> int:
     return max(line["step"] for line in run.lines)
 
 
-def validations(run: Run) -> list[dict[str, Any]]:
-    return [line for line in read_lines(run.path / METRICS) if "validation" in line]
-
-
 def best_validation(run: Run) -> float:
-    return validations(run)[-1]["validation"]["best"]
+    return run.validations[-1]["validation"]["best"]
 
 
 def source_stage(run: Run) -> dict[str, Any]:
     """What a source stage cost, and what its prompts say of its own tasks' validation rows after the last step."""
-    last = validations(run)[-1]
+    last = run.validations[-1]
     return {
         "steps": last_step(run),
         "row_passes": run.rows_processed[0],

@@ -183,6 +183,22 @@ def test_source_stages_alone(tmp_path: Path, capsys) -> None:
     assert re.search(r"\| .*source \| bmtpt  \| t5-base \| +0 \| +5 \| +200 \| +2,000 \|", out)
 
 
+def test_the_last_validation_of_a_source_stage(tmp_path: Path, capsys) -> None:
+    def log(name: str, *lines: dict) -> None:
+        with open(source_run(tmp_path / name, steps=20) / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps({"step": 20, **line}) + "\n" for line in lines)
+
+    scores, more = ({"sst2": mean, "mean": mean} for mean in (60.0, 71.25))
+    log("a", {"validation": scores, "majority": scores}, {"validation": more, "majority": scores})
+    log("b", {"validation": more})  # of before it held the majority class
+    log("c", {"validation": "torn", "majority": {"mean": None}})
+    log("d")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    for name, cells in (("a", "71.2 | +60.0"), ("b", "71.2 | +–"), ("c", "– | +–"), ("d", "– | +–")):
+        assert re.search(rf"/{name} \| .* to [\d.]+ \| +{cells.replace('|', '.')} \| +0.9 \|", out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

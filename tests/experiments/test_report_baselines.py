@@ -41,8 +41,7 @@ def test_prompt_tuning_and_all_vanilla_transfer_are_the_usual_baselines(methods:
     assert found_in(methods) == [
         (4, OURS, LOW, 5),
         *((16, OURS, *rest) for rest in ((TUNED, 10), (LOW, 8), (HIGH, 5))),
-        *((16, TUNED, *rest) for rest in ((LOW, -2), (HIGH, -5))),
-        *((16, LOW, *rest) for rest in ((TUNED, 2), (HIGH, -3))),
+        (16, LOW, TUNED, 2),
         *((16, HIGH, *rest) for rest in ((TUNED, 5), (LOW, 3))),
     ]
 
@@ -65,13 +64,12 @@ def test_a_baseline_counts_once_though_it_is_one_in_two_ways(tmp_path: Path) -> 
 
 
 def test_named_baselines_are_those_alone(methods: Path) -> None:
-    """One that other shots lack is no baseline there; none is compared with itself."""
+    """One that other shots lack is no baseline there; none is compared with itself, nor with one that comes later."""
     assert found_in(methods, [HIGH, OURS]) == [
         (4, LOW, OURS, -5),
         (16, OURS, HIGH, 5),
         *((16, TUNED, *rest) for rest in ((HIGH, -5), (OURS, -10))),
         *((16, LOW, *rest) for rest in ((HIGH, -3), (OURS, -8))),
-        (16, HIGH, OURS, -5),
     ]
 
 

@@ -149,7 +149,7 @@ def test_other_settings_along_a_curve_from_0_are_still_said(made: Path) -> None:
 def test_0_has_a_place_on_the_axis(made: Path, tmp_path: Path, monkeypatch) -> None:
     figures: dict[str, Figure] = {}
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.setdefault(path.name, figure))
-    plot_all(tmp_path, groups_in(made), [], [])
+    plot_all(tmp_path, groups_in(made), [], [], [])
     (panel,) = figures["shots.png"].axes
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "4"]
     points = panel.transData.transform(panel.lines[0].get_xydata())

@@ -6,7 +6,8 @@ from statistics import median
 
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.series import metric_lines
-from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES
+from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES, Cell
+from bmtpt_ds.experiments.reporting.summary import Summary
 from bmtpt_ds.experiments.reporting.tables import Column, Comparison, Row, Section
 from bmtpt_ds.progress import readable_bytes
 
@@ -24,6 +25,23 @@ class Grid:
     words: int = 3  # leading columns that are words; the others are figures
 
 
+def summary_grid(summary: Summary) -> Grid:
+    """A column a number of shots; a score is the mean over tasks ± the sample standard deviation over seeds."""
+    columns = ["all rows" if count is None else f"{count} shots" for count in summary.shots]
+    header = ["method", "model", "tasks", "seeds", *columns, "source rows processed"]
+    rows = []
+    for line in summary.lines:
+        cells = [line.cells.get(count) for count in summary.shots]
+        seeds = sorted({cell.seeds for cell in cells if cell and cell.seeds})
+        row = [line.label, line.model or NONE, str(len(line.tasks)), _ends(seeds), *map(_figure, cells)]
+        rows.append([*row, _range(line.rows_source) or NONE])
+    metrics = "in the tasks' headline metrics"
+    notes = [f"Means over {', '.join(sorted(summary.lines[0].tasks))}, {metrics}."]
+    if not summary.comparable:
+        notes = [f"Means over each line's tasks, {metrics}: lines of different tasks cannot be compared."]
+    return Grid("All tasks", header, rows, notes, words=2)
+
+
 def score_grid(section: Section) -> Grid:
     """A section; a score is its mean ± the sample standard deviation over seeds."""
     header = ["from", "method", "model", "shots", "seeds", *(c.heading for c in section.columns), "rows processed"]
@@ -32,7 +50,7 @@ def score_grid(section: Section) -> Grid:
 
 def _score_row(section: Section, row: Row) -> list[str]:
     shots = _shots(row.shots) if row.model else NONE
-    seeds = " to ".join(dict.fromkeys(str(n) for n in (row.seeds[:1] + row.seeds[-1:]))) or NONE
+    seeds = _ends(row.seeds)
     budget = f"{_range(row.rows_source)} / {_range(row.rows_target)}" if row.rows_target else NONE
     cells = [_score(section, row, column) for column in section.columns]
     return [row.origin, row.label, row.model or NONE, shots, seeds, *cells, budget]
@@ -42,11 +60,22 @@ def _shots(shots: int | None) -> str:
     return "all" if shots is None else str(shots)
 
 
-def _score(section: Section, row: Row, column: Column) -> str:
-    cell = row.cells.get(column)
+def _ends(counts: Sequence[int]) -> str:
+    """Of ascending ones the first and the last."""
+    return " to ".join(dict.fromkeys(str(n) for n in (*counts[:1], *counts[-1:]))) or NONE
+
+
+def _figure(cell: Cell | None) -> str:
     if cell is None:
         return NONE
-    text = f"{cell.mean:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+    return f"{cell.mean:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+
+
+def _score(section: Section, row: Row, column: Column) -> str:
+    cell = row.cells.get(column)
+    text = _figure(cell)
+    if cell is None:
+        return text
     if column.task:
         return f"{text} ({cell.seeds})" if len(row.seeds) > 1 else text
     part = section.part_of(column)
@@ -79,7 +108,7 @@ def difference_grid(comparisons: Sequence[Comparison]) -> Grid:
 def source_grid(runs: Sequence[Run]) -> Grid:
     """The source stages."""
     header = ["run", "method", "model", "seed", "prompts", "steps", "rows processed", "last loss", "of prompts"]
-    header += ["s a step", "peak memory"]
+    header += ["validation", "majority", "s a step", "peak memory"]
     rows = []
     for run in runs:
         source, lines = run.config["source"], metric_lines(run, "loss", "losses")
@@ -89,14 +118,23 @@ def source_grid(runs: Sequence[Run]) -> Grid:
             loss, between = f"{mean:.3f}", f"{min(losses):.3f} to {max(losses):.3f}"
         counts = [_count(run.prompts), _count(source.get("steps"))]
         row = [str(run.path), run.method, run.model, str(run.seed), *counts]
-        rows.append([*row, _count(run.rows_processed[0]), loss, between, *_costs(run)])
+        rows.append([*row, _count(run.rows_processed[0]), loss, between, *_validation(run), *_costs(run)])
     notes = [
         "Loss: mean since the line of the log before the last, over tasks and prompts (particles, or of other methods "
-        "a prompt a task); then the prompts' own. "
+        "a prompt a task); then the prompts' own. Validation: mean over the source tasks of what the prompt (of "
+        "particles their mean) scores on their validation rows after the last step; majority: the majority class. "
         "Seconds: median over the log's lines, the first left out. Memory: of rank 0, its tensors on a GPU, the "
         "process on a CPU."
     ]
     return Grid("Source stages", header, rows, notes)
+
+
+def _validation(run: Run) -> list[str]:
+    """The mean scores of the last validation and of the majority class, as texts."""
+    last = run.validations[-1] if run.validations else {}
+    scores = [last.get(name) for name in ("validation", "majority")]
+    means = [of_tasks.get("mean") if isinstance(of_tasks, dict) else None for of_tasks in scores]
+    return [f"{mean:.1f}" if isinstance(mean, int | float) else NONE for mean in means]
 
 
 def _costs(run: Run) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.config.methods import OF_ONE_METHOD, WITHOUT_SOURCE, Name
@@ -21,7 +21,7 @@ _NO_SETTINGS = {
     *("method", "model.name_or_path", "target.shots", "target.seeds", "target.tasks", "run.seed"),
     *("data.root", "data.tasks", "evaluate.batch_size", "source.eval_every"),
 }
-_OF_TARGET = "target."  # what zero shots do not use
+_OF_TARGET = "target."  # what a source stage and zero shots do not use
 _NOT_FROM_SCRATCH = ("source.", "target.prior", "target.sigma")  # what a run without a posterior does not use
 
 
@@ -92,13 +92,48 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
 
 def _named(groups: Sequence[Group]) -> list[Group]:
     """The groups, by the names that their recipes give them where these tell them apart."""
-    names = [{run.config["run"].get("name") or "" for run in group.runs} for group in groups]
+    names = [{_name(run) for run in group.runs} for group in groups]
     taken = Counter((group.model, group.shots, name) for group, own in zip(groups, names, strict=True) for name in own)
     found = []
     for group, own in zip(groups, names, strict=True):
         name = next(iter(own)) if len(own) == 1 else ""
         found.append(replace(group, name=name) if name and taken[group.model, group.shots, name] == 1 else group)
     return found
+
+
+class SourceSeeds(NamedTuple):
+    """Source stages that differ in their seeds alone."""
+
+    name: str  # `run.name` of all of them, which no others have, else what tells the first one's path from the others'
+    runs: list[Run]
+
+
+def group_sources(sources: Sequence[Run]) -> list[SourceSeeds]:
+    """Groups of source stages, in their order."""
+    alike: dict[Hashable, list[Run]] = {}
+    for run in sources:
+        settings = sorted((key, repr(value)) for key, value in _settings(run).items())
+        alike.setdefault((run.method, run.model, _name(run), *settings), []).append(run)
+    groups = list(alike.values())
+    taken, paths = Counter(_name(runs[0]) for runs in groups), _short_paths([runs[0] for runs in groups])
+    found = []
+    for runs, path in zip(groups, paths, strict=True):
+        name, more = _name(runs[0]), f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        found.append(SourceSeeds(name if name and taken[name] == 1 else f"{path}{more}", runs))
+    return found
+
+
+def _name(run: Run) -> str:
+    return run.config["run"].get("name") or ""
+
+
+def _short_paths(runs: Sequence[Run]) -> list[str]:
+    """The last parts of their paths that tell them apart."""
+    for depth in range(1, 6):
+        names = ["/".join(run.path.parts[-depth:]) for run in runs]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
@@ -175,7 +210,7 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = {k: v for k, v in flattened(config).items() if k not in _NO_SETTINGS and not k.startswith("data.tasks.")}
     others = tuple(f"{name}." for name in OF_ONE_METHOD if run.method not in OF_ONE_METHOD[name])
     flat = {key: value for key, value in flat.items() if not key.startswith(others)}
-    unused = _OF_TARGET if run.stage == "zero_shot" else _NOT_FROM_SCRATCH if run.particles == "none" else ()
+    unused = _OF_TARGET if run.stage != "adapt" else _NOT_FROM_SCRATCH if run.particles == "none" else ()
     return {key: value for key, value in flat.items() if not key.startswith(unused)}
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.experiments.reporting.formats import csv_text, latex, markdown
-from bmtpt_ds.experiments.reporting.grids import Grid, difference_grid, score_grid, source_grid
+from bmtpt_ds.experiments.reporting.grids import Grid, difference_grid, score_grid, source_grid, summary_grid
 from bmtpt_ds.experiments.reporting.groups import group_runs
 from bmtpt_ds.experiments.reporting.plots import plot_all
 from bmtpt_ds.experiments.reporting.runs import Found, find_runs
+from bmtpt_ds.experiments.reporting.summary import summary
 from bmtpt_ds.experiments.reporting.tables import comparisons, sections
 from bmtpt_ds.files import check_writable, write_atomically
 
@@ -46,8 +47,10 @@ def run_report(places: Sequence[Path], out: Path, baselines: Sequence[str] = ())
         raise UserError("; ".join(filter(None, ["no finished run to report", *found.rest[:_MOST_NAMED], more])))
     groups, left_out = group_runs(found.runs)
     scores = sections(groups)
-    grids = [score_grid(section) for section in scores]
-    if compared := comparisons(groups, baselines):
+    over_all = summary(groups)
+    grids = ([summary_grid(over_all)] if over_all else []) + [score_grid(section) for section in scores]
+    compared = comparisons(groups, baselines)
+    if compared:
         grids.append(difference_grid(compared))
     rest = [*found.rest, *left_out]
     sources = [run for run in found.runs if run.stage == "source"]
@@ -56,7 +59,7 @@ def run_report(places: Sequence[Path], out: Path, baselines: Sequence[str] = ())
     with written(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
         if find_spec("matplotlib"):
-            pictures = plot_all(out, groups, sources, found.profiles)
+            pictures = plot_all(out, groups, compared, sources, found.profiles)
         else:
             rest.append("no pictures: matplotlib is not installed (pip install matplotlib)")
     write_atomically(out / "report.md", _page(shown, pictures, _summary(found, rest)).encode())

@@ -63,14 +63,19 @@ class Section:
 
 def sections(groups: Sequence[Group]) -> list[Section]:
     """The groups' scores beside those of the paper, a section for each benchmark that they have tasks of."""
-    known = {task for tasks in benchmarks().values() for task in tasks}
-    own = list(dict.fromkeys(task for group in groups for task in group.tasks if task not in known))
     found = []
-    for title, tasks in {**benchmarks(), OTHER: own}.items():
-        having = [group for group in groups if set(group.tasks) & set(tasks)]
-        if having:
-            found.append(_section(title, [t for t in tasks if any(t in g.tasks for g in having)], having))
+    for title, tasks in by_benchmark(groups).items():
+        found.append(_section(title, tasks, [group for group in groups if set(group.tasks) & set(tasks)]))
     return found
+
+
+def by_benchmark(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """The groups' tasks by benchmark, those of none last."""
+    there = list(dict.fromkeys(task for group in groups for task in group.tasks))
+    known = {task for tasks in benchmarks().values() for task in tasks}
+    parts = {title: [task for task in tasks if task in there] for title, tasks in benchmarks().items()}
+    parts[OTHER] = [task for task in there if task not in known]
+    return {title: tasks for title, tasks in parts.items() if tasks}
 
 
 def _section(title: str, tasks: Sequence[str], groups: Sequence[Group]) -> Section:
@@ -206,7 +211,8 @@ class Comparison(NamedTuple):
 
 
 def comparisons(groups: Sequence[Group], baselines: Sequence[str] = ()) -> list[Comparison]:
-    """Every group against each baseline of its model and shots, where they have tasks and seeds in common.
+    """Every group against each baseline of its model and shots, where they have tasks and seeds in common; of two
+    baselines the later one against the earlier one.
 
     Args:
         baselines: METHOD, METHOD/variant or a run's name each; none: prompt tuning, else runs that began from
@@ -221,7 +227,7 @@ def comparisons(groups: Sequence[Group], baselines: Sequence[str] = ()) -> list[
         beside = [g for g in groups if (g.model, g.shots) == (group.model, group.shots)]
         for against in _named(beside, baselines) if baselines else _usual(beside):
             if against is group:
-                continue
+                break
             difference = paired_difference(*({task: g.scores(task) for task in g.tasks} for g in (group, against)))
             if difference is not None:
                 found.append(Comparison(group, against, difference))
