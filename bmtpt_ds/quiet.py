@@ -6,6 +6,7 @@
 import io
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -95,6 +96,7 @@ def quieten(*, verbose: bool) -> None:
         waits.addFilter(_is_of_waiting)
         # a CUDA build of torch on a machine without GPU is no news
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        logging.getLogger("DeepSpeed").addFilter(_is_news)  # before DeepSpeed, which looks for a GPU while imported
 
 
 def _filter_warnings(verbose: bool) -> None:
@@ -121,6 +123,11 @@ def _of_a_thread(failure: threading.ExceptHookArgs) -> None:
 
 def _is_of_waiting(record: logging.LogRecord) -> bool:
     return record.getMessage().startswith("Rate limited")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but that ranks run on CPUs where there is no GPU for them: a run says what it runs on."""
+    return not record.getMessage().startswith("Setting accelerator to CPU") or shutil.which("nvidia-smi") is not None
 
 
 def _is_zero(*names: str) -> bool:

@@ -225,6 +225,29 @@ def test_libraries_say_what_matters_or_everything(words, variables, expected: se
         assert "warning: the driver is too old (<string>:9)\n" in done.stderr
 
 
+LOOK = """
+import sys
+from bmtpt_ds.quiet import quieten
+quieten(verbose="verbose" in sys.argv)
+from deepspeed.accelerator import get_accelerator
+assert get_accelerator().device_name() == "cpu"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "driver", "news"), [([], False, False), ([], True, True), (["verbose"], False, True)]
+)
+def test_a_cpu_is_news_where_a_gpu_s_driver_is(words: list[str], driver: bool, news: bool, tmp_path: Path) -> None:
+    if driver:
+        (tmp_path / "nvidia-smi").touch(0o755)
+    variables = {"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {key: value for key, value in launch.environment().items() if key != "DS_ACCELERATOR"} | variables
+    command = [sys.executable, "-c", LOOK, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=launch.LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert ("Setting accelerator to CPU" in done.stdout + done.stderr) == news
+
+
 def test_verbose_shows_what_the_libraries_say(recipe: Path, tmp_path: Path) -> None:
     command = launch.plain("source", "--verbose", "--config", recipe, "--run-dir", tmp_path / "run")
     said = launch.run(command, tmp_path / "log")

@@ -1,6 +1,7 @@
 """`bmtpt scale`: a grid runs to its end whatever happens to some of its members, and no finished run twice."""
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.launching import Place
 from bmtpt_ds.experiments.scaling import schedule
 from bmtpt_ds.experiments.scaling.jobs import jobs_of, members_of
+from bmtpt_ds.experiments.scaling.table import table
 from tests import toy
 from tests.launch import plain, run, started
 
@@ -222,3 +224,22 @@ def test_a_member_that_fails_leaves_the_others_running(grid: Path, tmp_path: Pat
     assert "left out for want of tiny-24, bmtpt, seed 0: source" in text
     assert "2 of 4 runs failed or were left out" in text.splitlines()[-1]
     assert "Traceback" not in text
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_scores_are_no_figures(grid: Path, tmp_path: Path) -> None:
+    found = jobs(grid, tmp_path / "out", "scale.seeds=[0, 1]", zero_shot=True)
+    for job in found:
+        job.outcome.parent.mkdir(parents=True, exist_ok=True)
+        job.outcome.write_text('{"mean": 40.0}' if job.stage == "evaluate" else '{"mean": 60.0}')
+    of_smallest = [job for job in found if "tiny-16" in str(job)]
+    damaged = ['{"mean"', "[]", None]  # None: it is gone
+    for stage, text in zip(("evaluate", "adapt", "evaluate"), damaged, strict=True):
+        job = next(job for job in of_smallest if job.stage == stage)
+        of_smallest.remove(job)
+        job.outcome.write_text(text) if text else job.outcome.unlink()
+    head, *rows, _ = (re.split("  +", line)[4:6] for line in table(found).splitlines())
+    assert head == ["0 shots", "score"]
+    assert rows == [["-", "60.0"], ["-", "60.0 ± 0.0"], *[["40.0 ± 0.0", "60.0 ± 0.0"]] * 4]

@@ -30,7 +30,7 @@ def table(jobs: Sequence[Job]) -> str:
         row = [Path(model).name, _parameters(model), variant or "-", *([shots] if several else []), str(len(of_group))]
         if zero_shot:
             row.append(_spread([score for job in of_group if (score := _zero_shot(job)) is not None]))
-        row.append(_spread([_score(job.outcome) for job in of_group]))
+        row.append(_spread([score for job in of_group if (score := _score(job.outcome)) is not None]))
         for stages in ([job.needs for job in of_group if job.needs], of_group):
             row += _costs([job.outcome.parent / METRICS for job in stages])
         rows.append(row)
@@ -39,13 +39,16 @@ def table(jobs: Sequence[Job]) -> str:
     return "\n".join([*lines, "score: mean of the tasks' headline metrics on the test rows, 0 to 100; ± over seeds"])
 
 
-def _score(file: Path) -> float:
-    return json.loads(file.read_text())["mean"]
+def _score(file: Path) -> float | None:
+    """None of a damaged file, which the report beside the table names, and where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["mean"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _zero_shot(job: Job) -> float | None:
-    file = job.needs.outcome.with_name(ZERO_SHOT) if job.needs else None
-    return _score(file) if file is not None and file.is_file() else None
+    return _score(job.needs.outcome.with_name(ZERO_SHOT)) if job.needs else None
 
 
 def _spread(values: Sequence[float]) -> str:
