@@ -91,6 +91,17 @@ def test_the_papers_setting_damps_by_0368():
     assert svgd_direction(theta, score).damping.item() == pytest.approx(0.368, abs=5e-4)
 
 
+def test_equally_far_particles_have_one_drive_with_median_and_the_papers_damping():
+    """K is 1/e between any two, and so is lambda but for M / D: each has the same sum of all scores."""
+    theta, D = torch.eye(5, 10_000, dtype=torch.float64) * 40, 10_000
+    _, score = draw(5, D)
+    found = svgd_direction(theta, score, bandwidth="median", repulsion_scale=0.0).direction
+    common = score.sum(0) / (5 * math.e)
+    assert all(relative(of_one, common) < 2 * 5 / D for of_one in found)
+    apart = svgd_direction(theta, score, bandwidth="median", damping="none", repulsion_scale=0.0).direction
+    assert all(relative(of_one, common) > 0.5 for of_one in apart)
+
+
 def test_printed_bandwidth_silences_the_repulsion():
     theta, score = draw(5, 5000)
     usual, printed = (svgd_direction(theta, score, bandwidth=b).repulsion_norm for b in ("median_log", "printed"))
