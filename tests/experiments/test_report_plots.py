@@ -93,6 +93,7 @@ def test_svgd_has_a_colour_a_recipe_and_a_line_a_seed(tmp_path: Path, drawn) -> 
     for name, steps in (("short", 300), ("long", 600)):
         for seed in (0, 1):
             source_run(tmp_path / f"{name}-{seed}", seed=seed, steps=steps, **named(name))
+    source_run(tmp_path / "alone", particles=1, steps=300)  # has nothing to show
     kernel, norms, spread, _ = drawn(tmp_path)["svgd.png"].axes
     assert names(kernel) == ["long", "short"]
     assert [len(panel.get_lines()) for panel in (kernel, norms, spread)] == [4, 8, 4]

@@ -120,7 +120,9 @@ def svgd_figure(sources: Sequence[SourceSeeds]):
 
 
 def _svgd(run: Run) -> list[tuple]:
-    """Steps, kernel mean, norms of drive and repulsion."""
+    """Steps, kernel mean, norms of drive and repulsion; none of a lone particle, which has no others."""
+    if run.prompts == 1:
+        return []
     return _thinned(metric_lines(run, "kernel_mean", "drive_norm", "repulsion_norm"))
 
 
