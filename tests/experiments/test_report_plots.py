@@ -101,6 +101,15 @@ def test_svgd_has_a_colour_a_recipe_and_a_line_a_seed(tmp_path: Path, drawn) -> 
     assert len({line.get_color() for line in kernel.get_lines()}) == 2
 
 
+def test_the_first_stages_are_shown_and_how_many_there_are_is_said(tmp_path: Path) -> None:
+    for i in range(10):
+        source_run(tmp_path / f"runs/a{i}", steps=100 + 10 * i)
+        source_run(tmp_path / f"runs/b{i}", method="spot", steps=100 + 10 * i)  # before none of the above in svgd.png
+    drawn = plot_all(tmp_path, [], [], find_runs([tmp_path / "runs"]).runs, [])
+    assert drawn["losses.png"].endswith("(the first 8 of 20 source stages)")
+    assert drawn["svgd.png"].endswith("(the first 8 of 10 source stages)")
+
+
 # --- differences -----------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from bmtpt_ds.experiments.reporting.groups import shots_text
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.series import metric_lines
 from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES, Cell
@@ -27,14 +28,14 @@ class Grid:
 
 def summary_grid(summary: Summary) -> Grid:
     """A column a number of shots; a score is the mean over tasks ± the sample standard deviation over seeds."""
-    columns = ["all rows" if count is None else f"{count} shots" for count in summary.shots]
-    header = ["method", "model", "tasks", "seeds", *columns, "source rows processed"]
+    shots = map(shots_text, summary.shots)
+    header = ["method", "model", "tasks", "seeds", *shots, "source rows processed"]
     rows = []
     for line in summary.lines:
         cells = [line.cells.get(count) for count in summary.shots]
         seeds = sorted({cell.seeds for cell in cells if cell and cell.seeds})
         row = [line.label, line.model or NONE, str(len(line.tasks)), _ends(seeds), *map(_figure, cells)]
-        rows.append([*row, _range(line.rows_source) or NONE])
+        rows.append([*row, _ends(line.rows_source)])
     metrics = "in the tasks' headline metrics"
     notes = [f"Means over {', '.join(sorted(summary.lines[0].tasks))}, {metrics}."]
     if not summary.comparable:
@@ -51,7 +52,7 @@ def score_grid(section: Section) -> Grid:
 def _score_row(section: Section, row: Row) -> list[str]:
     shots = _shots(row.shots) if row.model else NONE
     seeds = _ends(row.seeds)
-    budget = f"{_range(row.rows_source)} / {_range(row.rows_target)}" if row.rows_target else NONE
+    budget = f"{_ends(row.rows_source)} / {_ends(row.rows_target)}" if row.rows_target else NONE
     cells = [_score(section, row, column) for column in section.columns]
     return [row.origin, row.label, row.model or NONE, shots, seeds, *cells, budget]
 
@@ -62,7 +63,7 @@ def _shots(shots: int | None) -> str:
 
 def _ends(counts: Sequence[int]) -> str:
     """Of ascending ones the first and the last."""
-    return " to ".join(dict.fromkeys(str(n) for n in (*counts[:1], *counts[-1:]))) or NONE
+    return " to ".join(dict.fromkeys(f"{n:,}" for n in (*counts[:1], *counts[-1:]))) or NONE
 
 
 def _figure(cell: Cell | None) -> str:
@@ -81,10 +82,6 @@ def _score(section: Section, row: Row, column: Column) -> str:
     part = section.part_of(column)
     having = sum(c in row.cells for c in part)
     return text if having == len(part) else f"{text} ({having} of {len(part)})"
-
-
-def _range(values: Sequence[int]) -> str:
-    return " to ".join(f"{value:,}" for value in values)
 
 
 def difference_grid(comparisons: Sequence[Comparison]) -> Grid:

@@ -67,6 +67,19 @@ class Group:
         return list(dict.fromkeys(task for run in self.runs for task in run.tasks))
 
 
+def in_order(shots: Iterable[int | None]) -> list[int | None]:
+    """The different numbers of shots, ascending; all rows last."""
+    return sorted(set(shots), key=_rank)
+
+
+def _rank(shots: int | None) -> tuple[bool, int]:
+    return shots is None, shots or 0
+
+
+def shots_text(shots: int | None) -> str:
+    return "all rows" if shots is None else f"{shots} shots"
+
+
 def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     """Groups of the runs that have scores, by model, shots, method and variant, in that order.
 
@@ -155,7 +168,7 @@ def _place(base: tuple) -> tuple:
     size = parameters(runs[0].results["model"])
     known = get_args(Name)
     place = known.index(method) if method in known else len(known)
-    return size is None, size or 0, model, shots is None, shots or 0, place, method, scratch
+    return size is None, size or 0, model, _rank(shots), place, method, scratch
 
 
 def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmtpt_ds.experiments.reporting.groups import Group, group_sources
+from bmtpt_ds.config.methods import SOURCE_KIND
+from bmtpt_ds.experiments.reporting.groups import Group, SourceSeeds, group_sources
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.score_plots import differences_figure, shots_figure, sizes_figure
 from bmtpt_ds.experiments.reporting.source_plots import MOST, losses_figure, shares_figure, svgd_figure
@@ -29,14 +30,18 @@ def plot_all(
     import matplotlib
 
     matplotlib.use("Agg")
-    alike = group_sources(sources)
-    rest = f" (the first {MOST} of {len(alike)} source stages)" if len(alike) > MOST else ""
+    stages = group_sources(sources)
+    of_particles = [stage for stage in stages if _has_particles(stage.runs[0])]
     pictures: list[tuple[str, str, Callable[[], Any]]] = [
-        ("losses.png", f"Losses over the steps of the source stage{rest}", lambda: losses_figure(alike[:MOST])),
+        (
+            "losses.png",
+            f"Losses over the steps of the source stage{_rest(stages)}",
+            lambda: losses_figure(stages[:MOST]),
+        ),
         (
             "svgd.png",
-            "Kernel mean, drive, repulsion and spread of the particles over the steps",
-            lambda: svgd_figure(alike),
+            f"Kernel mean, drive, repulsion and spread of the particles over the steps{_rest(of_particles)}",
+            lambda: svgd_figure(of_particles[:MOST]),
         ),
         ("shots.png", "Scores against the number of labelled rows", lambda: shots_figure(groups)),
         ("differences.png", "Paired differences and their intervals", lambda: differences_figure(compared)),
@@ -51,6 +56,15 @@ def plot_all(
             drawn[name] = title
             _close(figure)
     return drawn
+
+
+def _has_particles(run: Run) -> bool:
+    """More than one: a lone particle has no kernel and no repulsion."""
+    return SOURCE_KIND.get(run.method) == "particles" and run.prompts != 1
+
+
+def _rest(stages: Sequence[SourceSeeds]) -> str:
+    return f" (the first {MOST} of {len(stages)} source stages)" if len(stages) > MOST else ""
 
 
 def _close(figure) -> None:

@@ -66,12 +66,12 @@ class Run:
         processed = self.results["rows_processed"]
         return processed["source"], processed["target"]
 
-    @property
+    @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that are losses, not validations; what a kill or a disk has torn is left out."""
         return [line for line in self._log if "validation" not in line]
 
-    @property
+    @cached_property
     def validations(self) -> list[dict[str, Any]]:
         """The other ones: scores by task, and beside them those of the majority class."""
         return [line for line in self._log if "validation" in line]

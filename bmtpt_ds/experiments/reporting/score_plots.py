@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bmtpt_ds.experiments.reporting.figures import COLOURS, legend_below, panels_of
-from bmtpt_ds.experiments.reporting.groups import Group
+from bmtpt_ds.experiments.reporting.groups import Group, in_order, shots_text
 from bmtpt_ds.experiments.reporting.series import Curve, paper_size_curve, shot_curves, size_curves
 from bmtpt_ds.experiments.reporting.statistics import LEVEL
 from bmtpt_ds.experiments.reporting.tables import Comparison
@@ -56,10 +56,11 @@ def differences_figure(comparisons: Sequence[Comparison]):
     if not drawn:
         return None
     several = len({c.group.model for c in drawn}) > 1
-    shots = sorted({c.group.shots for c in drawn}, key=lambda count: (count is None, count or 0))
-    in_order = sorted(drawn, key=lambda c: shots.index(c.group.shots), reverse=True)  # at 0 some methods have none
-    baselines = list(dict.fromkeys(c.baseline.label for c in in_order))[:_MOST_BASELINES]
-    names = list(dict.fromkeys(_of_model(c.group, several) for c in in_order))
+    shots = in_order(c.group.shots for c in drawn)
+    # in the order of the most shots: at 0 some methods have none
+    drawn.sort(key=lambda c: shots.index(c.group.shots), reverse=True)
+    baselines = list(dict.fromkeys(c.baseline.label for c in drawn))[:_MOST_BASELINES]
+    names = list(dict.fromkeys(_of_model(c.group, several) for c in drawn))
     height = 1.6 + 0.16 * len(names) * (1 + len(shots))
     figure, panels = panels_of(len(baselines), across=_MOST_BASELINES, height=height)
     for panel, baseline in zip(panels, baselines, strict=True):
@@ -67,8 +68,7 @@ def differences_figure(comparisons: Sequence[Comparison]):
         for k, count in enumerate(shots):
             here = [c for c in drawn if (c.baseline.label, c.group.shots) == (baseline, count)]
             places = [names.index(_of_model(c.group, several)) + 0.8 * (k + 0.5) / len(shots) - 0.4 for c in here]
-            label = "all rows" if count is None else f"{count} shots"
-            _draw_intervals(panel, here, places, color=COLOURS[k % len(COLOURS)], label=label)
+            _draw_intervals(panel, here, places, color=COLOURS[k % len(COLOURS)], label=shots_text(count))
         panel.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"points ({LEVEL:.0%} interval)")
         panel.set_title(f"against {baseline}", fontsize=11)
         panel.set_yticks(range(len(names)), names if panel is panels[0] else [])
@@ -84,7 +84,11 @@ def _draw_intervals(panel, comparisons: Sequence[Comparison], places: Sequence[f
 
 
 def _of_model(group: Group, several: bool) -> str:
-    name = f"{group.label}, {group.model}" if several else group.label
+    return _shortened(f"{group.label}, {group.model}" if several else group.label)
+
+
+def _shortened(name: str) -> str:
+    """Too long a variant loses its middle, the tables have it whole."""
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 20]}...{name[-17:]}"
 
 
@@ -101,7 +105,6 @@ def _draw_curves(panel, curves: Sequence[Curve]) -> None:
 
 
 def _label(curve: Curve) -> str:
-    """What the legend says; too long a variant loses its middle, the tables have it whole."""
-    name = curve.label if len(curve.label) <= _LONGEST else f"{curve.label[: _LONGEST - 20]}...{curve.label[-17:]}"
+    """What the legend says."""
     also = f"; differing {', '.join(curve.differing[:3])}{', ...' * (len(curve.differing) > 3)}" * bool(curve.differing)
-    return f"{name} ({len(curve.tasks)} task{'s' * (len(curve.tasks) > 1)}{also})"
+    return f"{_shortened(curve.label)} ({len(curve.tasks)} task{'s' * (len(curve.tasks) > 1)}{also})"

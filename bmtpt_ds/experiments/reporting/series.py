@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bmtpt_ds.experiments.reporting.groups import Group, differing, parameters
+from bmtpt_ds.experiments.reporting.groups import Group, differing, parameters, shots_text
 from bmtpt_ds.experiments.reporting.paper import paper_rows
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.statistics import Cell, mean_over_tasks
@@ -67,9 +67,8 @@ def size_curves(groups: Sequence[Group]) -> list[Curve]:
     for group in groups:
         size = parameters(group.runs[0].results["model"])
         if size is not None:
-            shots = "all rows" if group.shots is None else f"{group.shots} shots"
             family = group.model.rpartition("-")[0]
-            series.setdefault((f"{group.label}, {shots}", family), []).append((size, group))
+            series.setdefault((f"{group.label}, {shots_text(group.shots)}", family), []).append((size, group))
     several = len({family for _, family in series}) > 1
     return _curves({f"{label}, {family}" if several else label: s for (label, family), s in series.items()})
 

@@ -1,6 +1,7 @@
 """Pictures of source stages: losses, what SVGD does over the steps, and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from bmtpt_ds.config.methods import SOURCE_KIND
 from bmtpt_ds.experiments.profiling.report import PAPER
@@ -9,6 +10,8 @@ from bmtpt_ds.experiments.reporting.groups import SourceSeeds
 from bmtpt_ds.experiments.reporting.runs import Run
 from bmtpt_ds.experiments.reporting.series import Share, distances, metric_lines, svgd_shares
 
+Points = list[tuple]  # of a curve: a step, and what was measured in it
+RunCurve = tuple[Run, Points]
 MOST = len(COLOURS)  # source stages in a picture
 _MOST_POINTS = 2000  # of a curve: no screen shows more
 _LOGARITHMIC = 10  # greatest loss over the least from which the axis is logarithmic
@@ -17,22 +20,22 @@ _LOGARITHMIC = 10  # greatest loss over the least from which the axis is logarit
 def losses_figure(sources: Sequence[SourceSeeds]):
     """A panel a source stage: a line a prompt; of several seeds a line a seed, the mean of its prompts, and a band from
     the least to the greatest of them."""
-    drawn = [(source, [run for run in source.runs if len(_losses(run)) > 1]) for source in sources]
-    drawn = [(source, runs) for source, runs in drawn if runs]
+    drawn = _with_curves(sources, _losses)
     if not drawn:
         return None
     figure, panels = panels_of(len(drawn), across=2, height=3.2 if len(drawn) > 1 else 4.2)
-    for panel, (source, runs) in zip(panels, drawn, strict=True):
-        seeds = len(runs) > 1
-        lowest, highest = (_draw_seeds if seeds else _draw_prompts)(panel, runs)
+    for panel, (name, curves) in zip(panels, drawn, strict=True):
+        seeds = len(curves) > 1
+        (_draw_seeds if seeds else _draw_prompts)(panel, curves)
+        losses = [loss for _, points in curves for _, of_step in points for loss in of_step]
         panel.set(xlabel="source step", ylabel="loss (nats a target token)")
-        if highest > _LOGARITHMIC * lowest > 0:
+        if max(losses) > _LOGARITHMIC * min(losses) > 0:
             _logarithmic(panel)
         else:
             panel.set_ylim(0, None)
-        count = len(_losses(runs[0])[-1][1])
-        what = "particle" if runs[0].method == "bmtpt" else "prompt"
-        title = f"{source.name}, {count} {what}{'s' * (count > 1)}{f', {len(runs)} seeds' * seeds}"
+        run, points = curves[0]
+        count, what = len(points[-1][1]), "particle" if run.method == "bmtpt" else "prompt"
+        title = f"{name}, {count} {what}{'s' * (count > 1)}{f', {len(curves)} seeds' * seeds}"
         panel.set_title(title, fontsize=11)
         panel.xaxis.set_major_locator(_whole_steps())
         if 1 < len(panel.get_legend_handles_labels()[0]) <= len(COLOURS):
@@ -40,38 +43,38 @@ def losses_figure(sources: Sequence[SourceSeeds]):
     return figure
 
 
-def _losses(run: Run) -> list[tuple]:
+def _with_curves(sources: Sequence[SourceSeeds], curve_of: Callable[[Run], Points]) -> list[tuple[str, list[RunCurve]]]:
+    """The names of those that have curves, and their runs with them."""
+    found = [(source.name, [(run, curve_of(run)) for run in source.runs]) for source in sources]
+    found = [(name, [(run, points) for run, points in curves if len(points) > 1]) for name, curves in found]
+    return [(name, curves) for name, curves in found if curves]
+
+
+def _losses(run: Run) -> Points:
     """Steps and losses of as many prompts as the last line has."""
     lines = metric_lines(run, "losses")
     return _thinned([line for line in lines if len(line[1]) == len(lines[-1][1])])
 
 
-def _draw_prompts(panel, runs: Sequence[Run]) -> tuple[float, float]:
-    """The least and the greatest loss that were drawn."""
-    (run,) = runs
-    steps, losses = zip(*_losses(run), strict=True)
+def _draw_prompts(panel, curves: Sequence[RunCurve]) -> None:
+    ((run, points),) = curves
+    steps, losses = zip(*points, strict=True)
     prompts, tasks = list(zip(*losses, strict=True)), run.config["source"].get("tasks", [])
     of_tasks = SOURCE_KIND.get(run.method) == "a prompt a task" and len(tasks) == len(prompts)
     for i, of_prompt in enumerate(prompts):
         label = tasks[i] if of_tasks else f"particle {i + 1}"
         panel.plot(steps, of_prompt, color=COLOURS[i % len(COLOURS)], lw=1.1, alpha=0.85, label=label)
-    return min(map(min, prompts)), max(map(max, prompts))
 
 
-def _draw_seeds(panel, runs: Sequence[Run]) -> tuple[float, float]:
-    """The least and the greatest loss that were drawn."""
-    bounds = []
-    for i, run in enumerate(runs):
-        steps, losses = zip(*_losses(run), strict=True)
-        means, colour = [sum(of_step) / len(of_step) for of_step in losses], COLOURS[i % len(COLOURS)]
-        low, high = list(map(min, losses)), list(map(max, losses))
-        panel.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
-        panel.plot(steps, means, color=colour, lw=1.1, alpha=0.85, label=f"seed {run.seed}")
-        bounds += [min(low), max(high)]
-    return min(bounds), max(bounds)
+def _draw_seeds(panel, curves: Sequence[RunCurve]) -> None:
+    for i, (run, points) in enumerate(curves):
+        steps, losses = zip(*points, strict=True)
+        colour = COLOURS[i % len(COLOURS)]
+        panel.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.12, lw=0)
+        panel.plot(steps, list(map(fmean, losses)), color=colour, lw=1.1, alpha=0.85, label=f"seed {run.seed}")
 
 
-def _thinned(points: list[tuple]) -> list[tuple]:
+def _thinned(points: Points) -> Points:
     return points[:: -(-len(points) // _MOST_POINTS)] if points else []
 
 
@@ -91,21 +94,20 @@ def _whole_steps():
 
 
 def svgd_figure(sources: Sequence[SourceSeeds]):
-    """A colour a source stage of particles, a line a seed."""
-    drawn = [(source.name, [run for run in source.runs if len(_svgd(run)) > 1]) for source in sources]
-    drawn = [(name, runs) for name, runs in drawn if runs][:MOST]
+    """A colour a source stage, a line a seed."""
+    drawn = _with_curves(sources, _svgd)
     if not drawn:
         return None
-    spread = any(distances(run) for _, runs in drawn for run in runs)
-    figure, (left, right, *below) = panels_of(3 if spread else 2, across=2, height=3.8)
-    for colour, (name, runs) in zip(COLOURS, drawn, strict=False):
-        for run in runs:
-            steps, kernel, drive, repulsion = zip(*_svgd(run), strict=True)
-            left.plot(steps, kernel, color=colour, lw=1.4, label=name if run is runs[0] else None)
+    spreads = {run.path: _thinned(distances(run)) for _, curves in drawn for run, _ in curves}
+    figure, (left, right, *below) = panels_of(3 if any(spreads.values()) else 2, across=2, height=3.8)
+    for colour, (name, curves) in zip(COLOURS, drawn, strict=False):
+        for i, (run, points) in enumerate(curves):
+            steps, kernel, drive, repulsion = zip(*points, strict=True)
+            left.plot(steps, kernel, color=colour, lw=1.4, label=None if i else name)
             right.plot(steps, [value or None for value in drive], color=colour, lw=1.4)
             right.plot(steps, [value or None for value in repulsion], color=colour, lw=1.4, ls="--")
-            for panel in below if distances(run) else ():
-                panel.plot(*zip(*_thinned(distances(run)), strict=True), color=colour, lw=1.4)
+            for panel in below if spreads[run.path] else ():
+                panel.plot(*zip(*spreads[run.path], strict=True), color=colour, lw=1.4)
     left.set(xlabel="source step", ylabel="mean of the kernel matrix, 0 to 1", ylim=(0, 1.05))
     left.set_title("Kernel mean (near 1: particles coincide)", fontsize=11)
     right.set(xlabel="source step", ylabel="norm over all particles", yscale="log")
@@ -119,10 +121,8 @@ def svgd_figure(sources: Sequence[SourceSeeds]):
     return figure
 
 
-def _svgd(run: Run) -> list[tuple]:
-    """Steps, kernel mean, norms of drive and repulsion; none of a lone particle, which has no others."""
-    if run.prompts == 1:
-        return []
+def _svgd(run: Run) -> Points:
+    """Steps, kernel mean, norms of drive and repulsion."""
     return _thinned(metric_lines(run, "kernel_mean", "drive_norm", "repulsion_norm"))
 
 

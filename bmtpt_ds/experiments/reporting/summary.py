@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bmtpt_ds.experiments.reporting.groups import Group
+from bmtpt_ds.experiments.reporting.groups import Group, in_order
 from bmtpt_ds.experiments.reporting.statistics import Cell, mean_over_tasks
 from bmtpt_ds.experiments.reporting.tables import by_benchmark
 
@@ -16,7 +16,7 @@ class Line:
     label: str
     model: str  # "" of the majority class
     tasks: frozenset[str]  # that its means are over: those that all its numbers of shots have
-    rows_source: tuple[int, ...]  # row passes of its source stages: the least and the greatest, or one
+    rows_source: tuple[int, ...]  # row passes of its source stages, the different ones ascending
     cells: dict[int | None, Cell]  # by shots, None: all rows
 
 
@@ -36,19 +36,18 @@ class Summary:
 def summary(groups: Sequence[Group]) -> Summary | None:
     """The groups by method and model, after a line of always giving a split's most frequent answer where all lines are
     over the same tasks. None where tables by benchmark say it all: of one benchmark and one number of shots."""
-    shots = sorted({group.shots for group in groups}, key=lambda count: (count is None, count or 0))
+    shots = in_order(group.shots for group in groups)
     if len(shots) == 1 and len(by_benchmark(groups)) == 1:
         return None
     series: dict[tuple[str, str], list[Group]] = {}
     # in the order of the most shots: at 0 some methods have none
     for group in sorted(groups, key=lambda group: shots.index(group.shots), reverse=True):
         series.setdefault((group.label, group.model), []).append(group)
-    lines = [_line(*key, of_line) for key, of_line in series.items()]
-    found = Summary(shots, [line for line in lines if line.tasks])
-    if found.comparable:
-        cells = dict.fromkeys(shots, Cell(_majority(groups, found.lines[0].tasks)))
-        found.lines.insert(0, Line("majority class", "", found.lines[0].tasks, (), cells))
-    return found if found.lines else None
+    lines = [line for key, of_line in series.items() if (line := _line(*key, of_line)).tasks]
+    if len({line.tasks for line in lines}) == 1:
+        tasks = lines[0].tasks
+        lines = [Line("majority class", "", tasks, (), dict.fromkeys(shots, Cell(_majority(groups, tasks)))), *lines]
+    return Summary(shots, lines) if lines else None
 
 
 def _majority(groups: Sequence[Group], tasks: frozenset[str]) -> float:
@@ -59,5 +58,5 @@ def _majority(groups: Sequence[Group], tasks: frozenset[str]) -> float:
 def _line(label: str, model: str, groups: Sequence[Group]) -> Line:
     tasks = frozenset.intersection(*(frozenset(group.tasks) for group in groups))
     cells = {g.shots: mean_over_tasks([g.scores(task) for task in sorted(tasks)]) for g in groups} if tasks else {}
-    processed = sorted({run.rows_processed[0] for group in groups for run in group.runs})
-    return Line(label, model, tasks, tuple(dict.fromkeys((processed[0], processed[-1]))), cells)
+    processed = {run.rows_processed[0] for group in groups for run in group.runs}
+    return Line(label, model, tasks, tuple(sorted(processed)), cells)

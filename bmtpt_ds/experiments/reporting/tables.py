@@ -42,7 +42,7 @@ class Row:
     model: str
     shots: int | None  # None: all training rows; 0: not adapted
     seeds: tuple[int, ...]  # of its tasks the different numbers of seeds, ascending; empty where unknown
-    rows_source: tuple[int, ...]  # rows times prompts processed in training: the least and the greatest, or one
+    rows_source: tuple[int, ...]  # rows times prompts processed in training, the different ones ascending
     rows_target: tuple[int, ...]
     cells: dict[Column, Cell]
 
@@ -129,10 +129,9 @@ def _ours(section: Section, group: Group) -> Row:
     for mean in section.columns:
         if not mean.task:
             cells[mean] = mean_over_tasks([scores[c] for c in section.part_of(mean) if scores[c]])
-    processed = [tuple(sorted({run.rows_processed[stage] for run in runs})) for stage in (0, 1)]
+    source, target = (tuple(sorted({run.rows_processed[stage] for run in runs})) for stage in (0, 1))
     seeds = tuple(sorted({cell.seeds for column, cell in cells.items() if column.task}))
-    source, target = (dict.fromkeys((values[0], values[-1])) for values in processed)
-    return Row("ours", group.label, group.model, group.shots, seeds, tuple(source), tuple(target), cells)
+    return Row("ours", group.label, group.model, group.shots, seeds, source, target, cells)
 
 
 def _theirs(section: Section, paper: PaperRow) -> Iterable[Row]:
