@@ -27,8 +27,9 @@ from bmtpt_ds.model_folder import (
     shards,
     tokenizer_files,
 )
-from bmtpt_ds.progress import Pass, readable_bytes
+from bmtpt_ds.progress import Pass
 from bmtpt_ds.quiet import is_first_rank, say
+from bmtpt_ds.readable import readable_bytes
 
 _SMALL_FILES = (
     "config.json",

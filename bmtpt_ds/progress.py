@@ -9,40 +9,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from tqdm import tqdm
 
 from bmtpt_ds.quiet import print_line
+from bmtpt_ds.readable import duration
 
 _LEAST_BAR = 4  # columns
 _EXACT = 9999  # counts up to it are written out, larger ones in thousands
 _BAR_AFTER, _LINE_AFTER, _LINE_EVERY = 3.0, 10.0, 30.0  # seconds; what takes less says nothing
-
-
-def duration(seconds: float) -> str:
-    """A span as people say it: `42 s`, `3 min`, `5 h 12 min`, `3 days 4 h`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
-    hours = round(minutes / 60)
-    return f"{hours // 24} days {hours % 24} h" if hours % 24 else f"{hours // 24} days"
-
-
-def short_time(seconds: float) -> str:
-    """A moment in three digits: `1.24 s`, `412 ms`, `3.1 us`; 0 without a unit."""
-    if not seconds:
-        return "0"
-    unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if seconds * f >= 0.9995), ("us", 1e6))
-    return f"{seconds * factor:.3g} {unit}"
-
-
-def readable_bytes(count: int) -> str:
-    """`307 MB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def on_terminal() -> bool:

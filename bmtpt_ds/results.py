@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from bmtpt_ds.config import Recipe
 from bmtpt_ds.evaluate import TaskScore
 from bmtpt_ds.files import write_atomically
+from bmtpt_ds.readable import mean_and_spread
 from bmtpt_ds.session import Session, versions
 
 
@@ -78,8 +79,7 @@ def table_of_runs(scores: Sequence[dict[str, TaskScore]], split: str) -> str:
     for name in dict.fromkeys(task for of_run in scores for task in of_run):
         of_task = [of_run[name] for of_run in scores if name in of_run]
         values, first = [s.score for s in of_task], of_task[0]
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        figures = f"{first.majority:>8.1f}  {first.metric} {fmean(values):.1f}{spread}"
+        figures = f"{first.majority:>8.1f}  {first.metric} {mean_and_spread(values)}"
         lines.append(f"{name:<12} {len(values):>4} {first.rows:>6}  {figures}")
     return "\n".join(lines)
 

@@ -20,7 +20,8 @@ from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.parallel.measure import peak_memory
 from bmtpt_ds.phases import Phases
-from bmtpt_ds.progress import duration, on_terminal, open_bar, show_behind
+from bmtpt_ds.progress import on_terminal, open_bar, show_behind
+from bmtpt_ds.readable import duration
 from bmtpt_ds.run_files import METRICS
 
 

@@ -14,7 +14,8 @@ import bmtpt_ds
 from bmtpt_ds import quiet
 from bmtpt_ds.arguments import Parser
 from bmtpt_ds.cli import command_line, main
-from bmtpt_ds.progress import Pass, duration, readable_bytes
+from bmtpt_ds.progress import Pass
+from bmtpt_ds.readable import duration, readable_bytes
 from tests import launch
 from tests.terminal import run_on_terminal
 

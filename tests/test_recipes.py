@@ -106,6 +106,14 @@ def test_what_a_study_compares_costs_the_same(name: str) -> None:
     assert set(recipes) >= {v for group in (budgets.steps, budgets.row_passes) for vs in group.values() for v in vs}
 
 
+def test_the_study_calls_one_thing_bmtpt() -> None:
+    """`defaults` goes one level deep, which is taken by study/base, so that each grid says it."""
+    grids = [f"study/{path.stem}" for path in RECIPES.glob("study/*.yaml")]
+    variants = {name: load_scale(name, []).variants.get("bmtpt") for name in grids}
+    said = {name: changes for name, changes in variants.items() if changes is not None}
+    assert len(said) == 4 and all(changes == said["study/core"] for changes in said.values()), said
+
+
 # --- headers ---------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from bmtpt_ds.model_folder import (
     shards,
     tokenizer_files,
 )
-from bmtpt_ds.progress import readable_bytes
+from bmtpt_ds.readable import readable_bytes
 from bmtpt_ds.stage_inputs import (
     DEFAULT_JSON,
     check_source_method,

@@ -32,8 +32,8 @@ from bmtpt_ds.files import write_atomically
 from bmtpt_ds.folders import check_out, draft_of
 from bmtpt_ds.hub import find_tokenizer
 from bmtpt_ds.model_folder import local_folder
-from bmtpt_ds.progress import readable_bytes
 from bmtpt_ds.quiet import is_first_rank, say
+from bmtpt_ds.readable import readable_bytes
 from bmtpt_ds.stage_inputs import every_task, read_splits
 from bmtpt_ds.tasks import Task
 

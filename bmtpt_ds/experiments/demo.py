@@ -14,7 +14,7 @@ from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from statistics import mean, stdev
+from statistics import mean
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from bmtpt_ds.experiments.toy_world import SHARED_RULE, rows_of
 from bmtpt_ds.files import check_writable, write_atomically
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.quiet import is_verbose, say
+from bmtpt_ds.readable import mean_and_spread
 from bmtpt_ds.run_files import METRICS, RESULTS
 from bmtpt_ds.session import versions
 from bmtpt_ds.stopping import StopSignal
@@ -191,7 +192,7 @@ def score_lines(recipe: Recipe, scores: Scores) -> str:
     heading = f"accuracy, {recipe.target.shots} labelled rows"
     lines = [f"{heading:<28}" + "".join(f"{task:>15}" for task in (*TARGETS, "mean"))]
     for method in METHODS:
-        cells = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in with_mean(scores[method.name]).values()]
+        cells = [mean_and_spread(values) for values in with_mean(scores[method.name]).values()]
         lines.append(f"{method.title:<28}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join([*lines, f"test rows of each task: {ROWS['test']}, two labels; ± over {len(SEEDS)} seeds"])
 

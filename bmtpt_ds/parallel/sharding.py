@@ -26,8 +26,9 @@ from bmtpt_ds.model.shapes import shape
 from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, fingerprint
 from bmtpt_ds.model_folder import Architecture, architecture_of, read_architecture
 from bmtpt_ds.parallel.ranks import Ranks
-from bmtpt_ds.progress import Pass, readable_bytes
+from bmtpt_ds.progress import Pass
 from bmtpt_ds.quiet import hush
+from bmtpt_ds.readable import readable_bytes
 
 _Fill = Callable[[Backbone], tuple[torch.Tensor | None, str]]  # -> fingerprints, if it has some; the weights' digest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bmtpt_ds.experiments.planning.cluster import GB, Cluster
 from bmtpt_ds.experiments.planning.job import Job
 from bmtpt_ds.experiments.planning.predict import Prediction
-from bmtpt_ds.progress import duration, short_time
+from bmtpt_ds.readable import duration, short_time
 
 
 def text(

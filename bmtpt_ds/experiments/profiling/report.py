@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import truediv
 from pathlib import Path
 
-from bmtpt_ds.progress import readable_bytes, short_time
+from bmtpt_ds.readable import readable_bytes, short_time
 
 # appendix C: T5-base, five particles of 100 tokens, six tasks; one RTX 3090
 PAPER = {"svgd": 0.0035, "backward": 0.42, "prior": 0.00011, "forward": 0.16}

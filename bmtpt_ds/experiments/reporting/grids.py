@@ -10,7 +10,7 @@ from bmtpt_ds.experiments.reporting.series import metric_lines
 from bmtpt_ds.experiments.reporting.statistics import LEVEL, RESAMPLES, Cell
 from bmtpt_ds.experiments.reporting.summary import Summary
 from bmtpt_ds.experiments.reporting.tables import Column, Comparison, Row, Section
-from bmtpt_ds.progress import readable_bytes
+from bmtpt_ds.readable import plus_minus, readable_bytes
 
 NONE = "–"  # a cell without a figure
 
@@ -67,9 +67,7 @@ def _ends(counts: Sequence[int]) -> str:
 
 
 def _figure(cell: Cell | None) -> str:
-    if cell is None:
-        return NONE
-    return f"{cell.mean:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+    return plus_minus(cell.mean, cell.std) if cell else NONE
 
 
 def _score(section: Section, row: Row, column: Column) -> str:

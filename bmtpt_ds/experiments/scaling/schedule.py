@@ -11,8 +11,8 @@ from pathlib import Path
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.experiments.launching import Place, started
 from bmtpt_ds.experiments.scaling.jobs import Job
-from bmtpt_ds.progress import duration
 from bmtpt_ds.quiet import say
+from bmtpt_ds.readable import duration
 from bmtpt_ds.stopping import StopSignal
 
 _POLL = 0.2  # seconds

@@ -1,14 +1,14 @@
 """What came out of a grid: accuracy, speed and memory of each model and variant."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import median
 
 from bmtpt_ds.experiments.reporting.groups import parameters
 from bmtpt_ds.experiments.reporting.records import read_lines
 from bmtpt_ds.experiments.scaling.jobs import Job
-from bmtpt_ds.progress import readable_bytes, short_time
+from bmtpt_ds.readable import mean_and_spread, readable_bytes, short_time
 from bmtpt_ds.run_files import METRICS, ZERO_SHOT
 
 
@@ -29,8 +29,8 @@ def table(jobs: Sequence[Job]) -> str:
     for (model, variant, shots), of_group in groups.items():
         row = [Path(model).name, _parameters(model), variant or "-", *([shots] if several else []), str(len(of_group))]
         if zero_shot:
-            row.append(_spread([score for job in of_group if (score := _zero_shot(job)) is not None]))
-        row.append(_spread([score for job in of_group if (score := _score(job.outcome)) is not None]))
+            row.append(_mean(_zero_shot(job) for job in of_group))
+        row.append(_mean(_score(job.outcome) for job in of_group))
         for stages in ([job.needs for job in of_group if job.needs], of_group):
             row += _costs([job.outcome.parent / METRICS for job in stages])
         rows.append(row)
@@ -51,10 +51,10 @@ def _zero_shot(job: Job) -> float | None:
     return _score(job.needs.outcome.with_name(ZERO_SHOT)) if job.needs else None
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+def _mean(scores: Iterable[float | None]) -> str:
+    """Over the seeds that have a score."""
+    values = [score for score in scores if score is not None]
+    return mean_and_spread(values) if values else "-"
 
 
 def _costs(files: Sequence[Path]) -> list[str]:
