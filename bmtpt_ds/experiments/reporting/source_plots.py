@@ -14,7 +14,7 @@ Points = list[tuple]  # of a curve: a step, and what was measured in it
 RunCurve = tuple[Run, Points]
 MOST = len(COLOURS)  # source stages in a picture
 _MOST_POINTS = 2000  # of a curve: no screen shows more
-_LOGARITHMIC = 10  # greatest loss over the least from which the axis is logarithmic
+_LOGARITHMIC = 10  # greatest value over the least from which an axis is logarithmic
 
 
 def losses_figure(sources: Sequence[SourceSeeds]):
@@ -29,10 +29,7 @@ def losses_figure(sources: Sequence[SourceSeeds]):
         (_draw_seeds if seeds else _draw_prompts)(panel, curves)
         losses = [loss for _, points in curves for _, of_step in points for loss in of_step]
         panel.set(xlabel="source step", ylabel="loss (nats a target token)")
-        if max(losses) > _LOGARITHMIC * min(losses) > 0:
-            _logarithmic(panel)
-        else:
-            panel.set_ylim(0, None)
+        _scale(panel, losses)
         run, points = curves[0]
         count, what = len(points[-1][1]), "particle" if run.method == "bmtpt" else "prompt"
         title = f"{name}, {count} {what}{'s' * (count > 1)}{f', {len(curves)} seeds' * seeds}"
@@ -78,9 +75,13 @@ def _thinned(points: Points) -> Points:
     return points[:: -(-len(points) // _MOST_POINTS)] if points else []
 
 
-def _logarithmic(panel) -> None:
+def _scale(panel, drawn: Sequence[float]) -> None:
+    """The axis of positive values: from 0, or logarithmic where the small ones would lie flat on it."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    if not max(drawn) > _LOGARITHMIC * min(drawn) > 0:
+        panel.set_ylim(0, None)
+        return
     panel.set_yscale("log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter("{x:g}")
@@ -113,7 +114,8 @@ def svgd_figure(sources: Sequence[SourceSeeds]):
     right.set(xlabel="source step", ylabel="norm over all particles", yscale="log")
     right.set_title("Drive (lines) and repulsion (dashed)", fontsize=11)
     for panel in below:
-        panel.set(xlabel="source step", ylabel="units of embeddings", ylim=(0, None))
+        panel.set(xlabel="source step", ylabel="units of embeddings")
+        _scale(panel, [apart for points in spreads.values() for _, apart in points])
         panel.set_title("Spread: median distance of two particles", fontsize=11)
     for panel in (left, right, *below):
         panel.xaxis.set_major_locator(_whole_steps())
