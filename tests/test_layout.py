@@ -43,6 +43,7 @@ ROOMS = (
     "schedule",
     "stopping",
     "progress",
+    "readable",
     "quiet",
     "files",
     "imports",
