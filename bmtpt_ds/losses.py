@@ -208,7 +208,7 @@ class GradientPass:
         self._add_own_share(flat, through, block, work, step)
         self._check_frozen(through)
         with self._phases("gather"):
-            flat[-1] = float(stop.received is not None)
+            flat[-1].fill_(float(stop.received is not None))  # assigned, the host would wait for the GPU
             blocks = self._grid.combine(flat)
             flags = Flags(torch.isfinite(blocks).all(), blocks[:, -1].sum())
         parts = blocks[:, :size].split(sizes, dim=1)

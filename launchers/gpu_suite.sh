@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, on a machine with one: launchers/gpu_suite.sh [part ...]
+# Everything that wants a GPU, on a machine with one: launchers/gpu_suite.sh [--seconds N] [part ...]
 # Takes the python3 that is there, with its torch, triton, transformers and deepspeed, and no network. Within 8 minutes it
 # checks the SVGD kernels against float64, runs the tests that need a GPU, times an SVGD step, takes 20 steps of a source
 # stage of t5-base's shape, profiles t5-base, t5-large and t5-3b (resident and ZeRO-3, activations kept and recomputed),

@@ -47,6 +47,18 @@ def test_what_fails_leaves_the_others_running(tmp_path):
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_checks_run_side_by_side_and_what_measures_alone(tmp_path):
+    meets = "from pathlib import Path as P; import time; P({own!r}).touch()\nwhile not P({other!r}).exists(): time.sleep(1)"
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    parts = {
+        "measures": script(f"import pathlib, sys; sys.exit(not pathlib.Path({a!r}).exists())"),
+        "one": script(meets.format(own=a, other=b), 30)._replace(alone=False),
+        "other": script(meets.format(own=b, other=a), 30)._replace(alone=False),
+    }
+    result = run(list(parts), parts, tmp_path, 100.0, {"date": "2026-11-23"})
+    assert {part["status"] for part in result["parts"].values()} == {"passed"}
+
+
 def test_when_the_time_is_over_the_rest_is_skipped(tmp_path):
     parts = {"late": script(WRITES)}
     result = run(["late"], parts, tmp_path, 5.0, {"date": "2026-11-23"})

@@ -26,9 +26,7 @@ from bmtpt_ds.model.packed import (
     Spans,
     padding_bias,
     position_bias,
-    repeated_bias,
     through_blocks,
-    together,
 )
 from bmtpt_ds.model_folder import read_architecture
 
@@ -86,30 +84,28 @@ class Backbone(T5ForConditionalGeneration):
         lengths = [prompts.shape[1] + bucket.source_ids.shape[1] for bucket in buckets]
         bias = position_bias(self.encoder, max(lengths), hidden)
         spans = [
-            Span(len(bucket.source_ids), tokens, tokens, together(bias[..., :tokens, :tokens], padding))
-            for bucket, tokens, padding in zip(buckets, lengths, paddings, strict=True)
+            Span(len(bucket.source_ids), tokens, tokens, bias, mask, padding)
+            for bucket, tokens, mask, padding in zip(buckets, lengths, masks, paddings, strict=True)
         ]
         encoded = through_blocks(self.encoder, hidden, Spans(encoder=spans))
         if buckets[0].labels is None:
             return encoded
-        return self._decode(encoded, spans, paddings, [bucket.labels for bucket in buckets])
+        return self._decode(encoded, spans, [bucket.labels for bucket in buckets])
 
     def _decode(
         self,
         encoded: torch.Tensor,  # [1, tokens, H]
         encoder_spans: Sequence[Span],
-        paddings: Sequence[torch.Tensor | None],
         labels: Sequence[torch.Tensor],  # of each bucket [N, T] or [N, C, T]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ids = torch.cat([self._shift_right(of_bucket).flatten() for of_bucket in labels])
         hidden = self.shared(ids)[None]
         bias = position_bias(self.decoder, max(of_bucket.shape[-1] for of_bucket in labels), hidden)
         own, cross = [], []
-        for of_bucket, span, padding in zip(labels, encoder_spans, paddings, strict=True):
-            n, length = len(of_bucket), of_bucket.shape[-1]
-            tokens = of_bucket[0].numel()
-            own.append(Span(n, tokens, tokens, repeated_bias(bias[..., :length, :length], tokens // length)))
-            cross.append(Span(n, tokens, span.keys, padding))
+        for of_bucket, span in zip(labels, encoder_spans, strict=True):
+            n, tokens = len(of_bucket), of_bucket[0].numel()
+            own.append(Span(n, tokens, tokens, bias, texts=tokens // of_bucket.shape[-1]))
+            cross.append(Span(n, tokens, span.keys, mask=span.mask, padding=span.padding))
         decoded = hidden = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross), encoded)
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.model_dim**-0.5

@@ -7,14 +7,21 @@ Symbols: H hidden size, d values of a head, N rows of a span, Q query tokens and
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import NewGELUActivation
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
+from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseGatedActDense, T5LayerNorm
 
+from bmtpt_ds.model.norm import FrozenNorm
 from bmtpt_ds.model.packed import Spans
+from bmtpt_ds.model.whole_block import can_be_whole, run_whole
+
+# Where blocks run whole. A CPU has its own ways of sparing work, in the layers below; wider numbers do not go through a
+# GPU's matrix units, and are for checks.
+WHOLE = {("cuda", torch.bfloat16)}
 
 
 def use_frozen_layers(model: nn.Module) -> None:
@@ -27,6 +34,10 @@ def use_frozen_layers(model: nn.Module) -> None:
             module.k.__class__ = module.v.__class__ = HeadwiseLinear
         elif isinstance(module, T5DenseGatedActDense) and isinstance(module.act, NewGELUActivation):
             module.act = nn.GELU(approximate="tanh")  # one kernel that keeps its input; theirs is eight and keeps four
+    for block in model.modules():
+        if type(block) is T5Block and can_be_whole(block):
+            # not a class of its own: DeepSpeed's JSON names T5Block as what is gathered as a unit
+            block.forward = partial(_block_forward, block)
 
 
 def use_trainable_layers(model: nn.Module) -> None:
@@ -37,6 +48,32 @@ def use_trainable_layers(model: nn.Module) -> None:
     theirs = {FrozenNorm: T5LayerNorm, CrossAttention: T5Attention, HeadwiseLinear: nn.Linear}
     for module in model.modules():
         module.__class__ = theirs.get(type(module), type(module))
+        if type(module) is T5Block:
+            vars(module).pop("forward", None)
+
+
+def _block_forward(
+    block: T5Block,
+    hidden_states: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    encoder_hidden_states: torch.Tensor | None = None,
+    *others,
+    spans: Spans | None = None,
+    **named,
+) -> tuple[torch.Tensor, ...]:
+    """A block's forward pass: packed rows on a GPU as one node of autograd, all else as transformers does it."""
+    attention = block.layer[0].SelfAttention
+    whole = (
+        spans is not None
+        and (hidden_states.device.type, hidden_states.dtype) in WHOLE
+        and not (block.training and attention.dropout)
+        and all(weight.numel() for weight in block.parameters())  # ZeRO-3 may gather layer by layer
+    )
+    if whole:
+        return run_whole(block, hidden_states, encoder_hidden_states, spans), position_bias
+    named |= {} if spans is None else {"spans": spans}
+    return T5Block.forward(block, hidden_states, mask, position_bias, encoder_hidden_states, *others, **named)
 
 
 def train_only(model: nn.Module, trained: Callable[[str], bool]) -> dict[str, nn.Parameter]:
@@ -47,33 +84,6 @@ def train_only(model: nn.Module, trained: Callable[[str], bool]) -> dict[str, nn
         if parameter.requires_grad:
             found[name] = parameter
     return found
-
-
-class FrozenNorm(T5LayerNorm):
-    """Its gradient in closed form: in float32 on a CPU 1.8 times as fast, there and back, as through autograd."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _Norm.apply(hidden_states, self.weight, self.variance_epsilon)
-
-
-class _Norm(torch.autograd.Function):
-    """y = w * x / rms(x); dx = s - x * (s . x) / (H rms^2), s = w * dy / rms. Statistics in float32 at least."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = (norm.square() / x.shape[-1] + epsilon).rsqrt()
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).to(weight.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        x, weight, scale = ctx.saved_tensors
-        scaled = (gradient * weight).to(scale.dtype).mul_(scale)
-        wide = x.to(scale.dtype)
-        along = torch.linalg.vecdot(scaled, wide)[..., None] * scale.square() / x.shape[-1]
-        return scaled.addcmul_(wide, along, value=-1).to(x.dtype), None, None
 
 
 class HeadwiseLinear(nn.Linear):

@@ -7,10 +7,12 @@ Symbols: N rows of a bucket, Q query tokens and K key tokens of a row, d values 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -27,7 +29,18 @@ class Span:
     rows: int
     queries: int  # tokens of a row
     keys: int  # tokens of a row
-    bias: torch.Tensor | None  # added to the scores; broadcasts to [N, heads, Q, K]
+    position: torch.Tensor | None = None  # added to the scores of a text, [1, heads, at least Q, at least K]
+    mask: torch.Tensor | None = None  # [N, K], 1 at tokens, which come first; None: nothing is padding
+    padding: torch.Tensor | None = None  # the same as a bias, [N, 1, 1, K]
+    texts: int = 1  # equally long ones in a row's queries, one behind the other, that do not see each other
+
+    @cached_property
+    def bias(self) -> torch.Tensor | None:
+        """What is added to the scores; broadcasts to [N, heads, Q, K]."""
+        if self.position is None:
+            return self.padding
+        length = self.queries // self.texts
+        return together(repeated_bias(self.position[..., :length, :length], self.texts), self.padding)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Spans:
     encoder: Sequence[Span] = ()
     decoder: Sequence[Span] = ()
     cross: Sequence[Span] = ()
+    tilings: dict[int, Any] = field(default_factory=dict)  # what `attention.py` makes of them, the same for all layers
 
     def of(self, attention: T5Attention) -> Sequence[Span]:
         if not attention.is_decoder:
@@ -123,14 +137,22 @@ def repeated_bias(bias: torch.Tensor, times: int) -> torch.Tensor:
     among = bias.new_full((1, heads, times, length, times, length), torch.finfo(bias.dtype).min)
     for i in range(times):
         among[:, :, i, :, i] = bias
-    return among.view(1, heads, times * length, times * length)
+    return aligned(among.view(1, heads, times * length, times * length))
 
 
 def padding_bias(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Keeps padded keys out: a bias [N, 1, 1, K] of a mask [N, K], 1 at tokens."""
-    return (1 - mask[:, None, None].to(like.dtype)) * torch.finfo(like.dtype).min
+    return aligned((1 - mask[:, None, None].to(like.dtype)) * torch.finfo(like.dtype).min)
 
 
 def together(bias: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
     """The sum of a position bias and a padding bias, where there is one."""
-    return bias if padding is None else bias + padding
+    return bias if padding is None else aligned(bias + padding)
+
+
+def aligned(bias: torch.Tensor) -> torch.Tensor:
+    """The same values, for a GPU with rows that begin where its kernels want them."""
+    if not bias.is_cuda or bias.stride(-2) % _ALIGNED == 0:
+        return bias
+    keys = bias.shape[-1]
+    return pad(bias, (0, -keys % _ALIGNED))[..., :keys]

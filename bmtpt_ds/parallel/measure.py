@@ -40,7 +40,7 @@ def measure_device(ranks: Ranks, dtype: torch.dtype) -> Device:
     device, on_gpu = ranks.device, ranks.device.type == "cuda"
     n = 8192 if on_gpu else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    dist.barrier()
+    ranks.gather(None)  # all begin together
     seconds = min(_seconds_of(lambda: a @ b, device, 8 if on_gpu else 2) for _ in range(5))
     slowest = max(ranks.gather(seconds))
     if on_gpu:
@@ -63,7 +63,7 @@ def measure_link(ranks: Ranks) -> Link | None:
     times = []
     for collective in (partial(dist.all_reduce, word), partial(dist.all_gather_into_tensor, whole, part)):
         _seconds_of(collective, ranks.device, 3)  # warm
-        dist.barrier()
+        ranks.gather(None)
         times.append(max(ranks.gather(min(_seconds_of(collective, ranks.device, 4) for _ in range(5)))))
     hops = 2 * (ranks.world - 1).bit_length()
     latency = times[0] / hops

@@ -56,6 +56,9 @@ class Ranks:
         accelerator.set_device(self.local_rank)
         if self.device.type == "cpu":
             _share_the_machine(self.local_world)
+        # cuDNN's attention, which torch prefers on Hopper, plans each new shape for tens of milliseconds; nearly every
+        # step brings new ones
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     @property
     def first(self) -> bool:
@@ -213,9 +216,11 @@ def _join(timeout: timedelta) -> None:
             return
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
-        backend = get_accelerator().communication_backend_name()
+        accelerator = get_accelerator()
+        backend = accelerator.communication_backend_name()
+        device = None if backend == "gloo" else torch.device(accelerator.device_name(0))  # unsaid, NCCL guesses it
         torch.distributed.init_process_group(
-            backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout, device_id=device
         )
         with _compiling():
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)

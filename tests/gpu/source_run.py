@@ -2,7 +2,7 @@
 
     python -m tests.gpu.source_run {resident,zero3} WORK [--out FILE]
 
-Under `zero3` by DeepSpeed's launcher, else by a plain process. WORK gets the weights, once, and a run directory. Ends
+Under `zero3` by DeepSpeed's launcher, else by a plain process. WORK gets the weights and a run directory. Ends
 with one JSON line: the last line of the run's metrics, and which backend did the SVGD steps.
 """
 
@@ -46,11 +46,10 @@ def main() -> None:
 
     from tests import toy
 
-    model, rows = options.work / "model", options.work / "rows"
-    if not model.exists():
-        make_checkpoint(model)
-        toy.make_rows(rows)
-    recipe, run_dir = options.work / "recipe.yaml", options.work / options.json_name
+    work = options.work / options.json_name
+    model, rows, recipe, run_dir = (work / name for name in ("model", "rows", "recipe.yaml", "run"))
+    make_checkpoint(model)
+    toy.make_rows(rows)
     recipe.write_text(recipe_text(model, rows))
     command = [sys.executable, "-m"]
     if options.json_name == "zero3":

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,12 +30,14 @@ PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "safetensor
 class Part(NamedTuple):
     command: Sequence[str]  # {out} is a file for its JSON line, {work} an empty folder
     seconds: int
+    alone: bool = True  # it measures; what only checks runs beside other checks, before
 
 
 def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
+TESTS = ("-k", "not compiles", "tests/gpu", "tests/model/test_attention.py", "tests/model/test_whole_block.py")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "3", "--kernel-regex", "kns=_kernel", "--tool")
 SMALL = python("-m", "tests.gpu.small_case")
 
@@ -48,29 +51,40 @@ def profile(layout: str, recomputed: str) -> Part:
     return Part(python("-m", *launcher, "bmtpt_ds", "profile", *shapes, *overrides, "--json", "{out}"), 75)
 
 
+def source(layout: str) -> Part:
+    command = ("-m", "tests.gpu.source_run", layout, "{work}", "--out", "{out}")
+    return Part(python(*command), 120, alone=False)
+
+
 def against_peft(model: str) -> Part:
     return Part(python("-m", "tests.benchmarks.source_step", "--model", model, "--out", "{out}"), 60)
 
 
 PARTS = {
-    "accuracy": Part(python("-m", "tests.gpu.accuracy", "--out", "{out}"), 150),
-    "tests": Part(python("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"), 120),
+    "accuracy": Part(python("-m", "tests.gpu.accuracy", "--out", "{out}"), 150, alone=False),
+    "tests": Part(
+        python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", *TESTS), 150, alone=False
+    ),
+    "source resident": source("resident"),
+    "source zero3": source("zero3"),
+    "memcheck": Part((*SANITIZER, "memcheck", *SMALL), 100, alone=False),
+    "racecheck": Part((*SANITIZER, "racecheck", *SMALL), 100, alone=False),
     "benchmark": Part(python("-m", "tests.benchmarks.svgd_step", "--out", "{out}"), 150),
-    "source resident": Part(python("-m", "tests.gpu.source_run", "resident", "{work}", "--out", "{out}"), 80),
-    "source zero3": Part(python("-m", "tests.gpu.source_run", "zero3", "{work}", "--out", "{out}"), 80),
     "profile resident": profile("resident", "false"),
     "profile zero3": profile("zero3", "false"),
-    "profile resident recomputed": profile("resident", "true"),
-    "profile zero3 recomputed": profile("zero3", "true"),
     "peft t5-base": against_peft("t5-base"),
     "peft t5-large": against_peft("t5-large"),
-    "memcheck": Part((*SANITIZER, "memcheck", *SMALL), 60),
-    "racecheck": Part((*SANITIZER, "racecheck", *SMALL), 60),
+    "profile resident recomputed": profile("resident", "true"),
+    "profile zero3 recomputed": profile("zero3", "true"),
 }
 
 
-def run_part(name: str, part: Part, out: Path, work: Path, seconds: float) -> dict:
-    """Its status, seconds, and figures where it wrote some. What it prints goes to a log."""
+def run_part(name: str, part: Part, out: Path, work: Path, seconds: float, beside: int = 1) -> dict:
+    """Its status, seconds, and figures where it wrote some. What it prints goes to a log.
+
+    Args:
+        beside: so many parts share the processor.
+    """
     stem = name.replace(" ", "-")
     figures, log = work / f"{stem}.json", out / f"gpu-suite-{stem}.log"
     places = {"{out}": str(figures), "{work}": str(work)}
@@ -80,9 +94,16 @@ def run_part(name: str, part: Part, out: Path, work: Path, seconds: float) -> di
     if seconds < 10:
         return {"status": "skipped: no time left", "seconds": 0.0}
     began = time.monotonic()
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // beside)), **os.environ}
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             code = process.wait(min(part.seconds, seconds))
@@ -135,19 +156,29 @@ def describe() -> dict:
 
 
 def run(names: Sequence[str], parts: Mapping[str, Part], out: Path, seconds: float, about: dict) -> dict:
-    """Runs the parts and writes, after each, what is known by then; returns that."""
+    """Runs the parts, checks side by side and then what measures, and writes after each what is known by then; returns
+    that."""
     end, result = time.monotonic() + seconds, about | {"parts": {}}
+    checks = [name for name in names if not parts[name].alone]
+    groups = [checks, *([name] for name in names if parts[name].alone)]
     with tempfile.TemporaryDirectory() as work:
-        for name in names:
-            result["parts"][name] = run_part(name, parts[name], out, Path(work), end - time.monotonic())
-            (out / f"gpu-suite-{about['date']}.json").write_text(json.dumps(result, indent=1) + "\n")
-            print(f"{name}: {result['parts'][name]['status']}", flush=True)
+        for group in filter(None, groups):
+            with ThreadPoolExecutor(len(group)) as pool:
+                left = end - time.monotonic()
+                running = {
+                    pool.submit(run_part, name, parts[name], out, Path(work), left, len(group)): name for name in group
+                }
+                for done in as_completed(running):
+                    result["parts"][running[done]] = done.result()
+                    (out / f"gpu-suite-{about['date']}.json").write_text(json.dumps(result, indent=1) + "\n")
+                    print(f"{running[done]}: {done.result()['status']}", flush=True)
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"default: all; {', '.join(PARTS)}")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="what is not begun by then is left out")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the JSON and the logs")
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
@@ -159,7 +190,7 @@ def main() -> None:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     print(f"gpu_suite: {about['device']}, {about['versions']}", flush=True)
-    result = run(options.parts or list(PARTS), PARTS, out, SECONDS, about)
+    result = run(options.parts or list(PARTS), PARTS, out, options.seconds, about)
     print(table(result["parts"]))
     print(f"gpu_suite: {out}/gpu-suite-{about['date']}.json")
     sys.exit(any(part["status"].startswith("failed") for part in result["parts"].values()))
@@ -187,8 +218,7 @@ def headline(name: str, figures: dict | list | None) -> str:
     if name.startswith("peft"):
         return f"PEFT once per particle takes {figures['over_ours']['peft']:.1f} times as long"
     if name.startswith("source"):
-        svgd = f"{figures['seconds_svgd'] * 1e6:.0f} us of it SVGD by {figures['svgd']}"
-        return f"{figures['seconds']:.2f} s a step, {svgd}"
+        return f"loss {figures['loss']:.3g}; SVGD by {figures['svgd']}"
     return str(figures[0])
 
 

@@ -25,7 +25,7 @@ from bmtpt_ds.svgd import fused, init_state, kernels
 from bmtpt_ds.svgd.backend import KernelOptions, Update
 
 MULTIPROCESSORS = 132  # of an H100 or H200
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 OPTIONS = KernelOptions("median_log", "matched", 1.0)

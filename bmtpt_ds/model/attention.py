@@ -1,0 +1,158 @@
+"""Attention within the rows of packed tokens, and its gradient, by the kernels of attention_kernels.py.
+
+Symbols: d values of a head, Q query tokens and K key tokens of a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from bmtpt_ds.data.tokens import upload
+from bmtpt_ds.model.packed import Span, Spans
+
+_TILE = 64  # tokens
+_OLDER_TILE = 32  # of keys: before Hopper the matrix units take operands from registers, of which there are too few
+_HOPPER = (9, 0)  # compute capability
+_SMALL_TILE = 16  # of targets, which are short; the least that a matrix unit takes
+
+
+def is_available() -> bool:
+    """Whether the kernels can run: Triton comes with torch for NVIDIA GPUs on Linux."""
+    return find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the kernels' programs share the rows; the same for all layers of a call."""
+
+    rows: Tensor  # [rows, 4] int32: first query, queries, first key, keys
+    seen: Tensor  # [rows] int32: keys that are no padding
+    query_tiles: Tensor  # [programs, 2] int32: row, number of the tile in it
+    key_tiles: Tensor
+    query_tile: int  # tokens
+    key_tile: int
+    position: Tensor | None  # bias [1, heads, longest Q, longest K] of all rows, or larger
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], device: torch.device, capability: tuple[int, int] | None = None) -> "Tiling":
+        """
+        Args:
+            capability: of the GPU that the kernels run on; default: the device's.
+        """
+        rows, query_tiles, key_tiles, first_query, first_key = [], [], [], 0, 0
+        longest = max(spans, key=lambda span: span.queries // span.texts)
+        query_tile = _SMALL_TILE if longest.queries // longest.texts <= _SMALL_TILE else _TILE
+        key_tile = _TILE if (capability or _capability(device)) >= _HOPPER else _OLDER_TILE
+        for span in spans:
+            queries, keys = span.queries // span.texts, span.keys // span.texts  # a text sees itself alone
+            for _ in range(span.rows * span.texts):
+                query_tiles += [(len(rows), i) for i in range(-(-queries // query_tile))]
+                key_tiles += [(len(rows), i) for i in range(-(-keys // key_tile))]
+                rows.append((first_query, queries, first_key, keys))
+                first_query, first_key = first_query + queries, first_key + keys
+        numbers = [number for table in (rows, query_tiles, key_tiles) for line in table for number in line]
+        table = upload(torch.tensor(numbers, dtype=torch.int32), device)
+        parts = table.split([4 * len(rows), 2 * len(query_tiles), 2 * len(key_tiles)])
+        seen = parts[0].view(-1, 4)[:, 3].clone()
+        first = 0
+        for span in spans:
+            if span.mask is not None:
+                seen[first : first + span.rows] = span.mask.sum(dim=1)
+            first += span.rows * span.texts
+        return cls(parts[0], seen, parts[1], parts[2], query_tile, key_tile, longest.position)
+
+
+def tiling_of(spans: Spans, attention: T5Attention, device: torch.device) -> Tiling:
+    """Of the rows that this attention looks at; made once a call of the model."""
+    chosen = spans.of(attention)
+    if id(chosen) not in spans.tilings:
+        spans.tilings[id(chosen)] = Tiling.of(chosen, device)
+    return spans.tilings[id(chosen)]
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Each query's mean of its row's values [queries of all rows, heads * d], and the base-2 logarithm of the sum of
+    its scores' exponentials [heads, queries].
+
+    Args:
+        query: [queries of all rows, heads * d].
+        key, value: [keys of all rows, heads * d].
+    """
+    from . import attention_kernels as kernels
+
+    out, sums = torch.empty_like(query), query.new_empty(heads, len(query), dtype=torch.float32)
+    shared = shared_arguments(query, tiling, heads, scale) | _options(query, heads)
+    with torch.cuda.device_of(query):
+        kernels.forward_kernel[len(tiling.query_tiles) // 2, heads](
+            query, key, value, out, sums, tiles_ptr=tiling.query_tiles, **shared
+        )
+    return out, sums
+
+
+def attend_gradient(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    tiling: Tiling,
+    heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, key and value, from the gradient of `attend`'s `out`."""
+    from . import attention_kernels as kernels
+
+    of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
+    delta = torch.empty_like(sums)
+    shared = shared_arguments(query, tiling, heads, scale) | _options(query, heads)
+    with torch.cuda.device_of(query):
+        kernels.queries_kernel[len(tiling.query_tiles) // 2, heads](
+            query, key, value, out, gradient, of_query, delta, sums, tiles_ptr=tiling.query_tiles, **shared
+        )
+        kernels.keys_kernel[len(tiling.key_tiles) // 2, heads](
+            query, key, value, gradient, of_key, of_value, delta, sums, tiles_ptr=tiling.key_tiles, **shared
+        )
+    return of_query, of_key, of_value
+
+
+def shared_arguments(query: Tensor, tiling: Tiling, heads: int, scale: float) -> dict[str, Any]:
+    """What all kernels take, by name, but for `tiles_ptr`."""
+    width, position = query.shape[1], tiling.position
+    d = width // heads
+    return {
+        "bias_ptr": position,
+        "rows_ptr": tiling.rows,
+        "seen_ptr": tiling.seen,
+        "total": len(query),
+        "width": width,
+        "bias_head": 0 if position is None else position.stride(1),
+        "bias_row": 0 if position is None else position.stride(2),
+        "scale": scale,
+        "D": d,
+        "BLOCK_D": max(16, 1 << (d - 1).bit_length()),
+        "QUERIES": tiling.query_tile,
+        "KEYS": tiling.key_tile,
+        "BIAS": position is not None,
+    }
+
+
+def compiler_options(d: int, capability: tuple[int, int]) -> dict[str, int]:
+    """Warps and stages that need no more registers than there are, for a GPU of this compute capability."""
+    return {"num_warps": 8 if d > 64 and capability >= _HOPPER else 4, "num_stages": 2}
+
+
+def _options(query: Tensor, heads: int) -> dict[str, int]:
+    return compiler_options(query.shape[1] // heads, _capability(query.device))
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of a GPU; on a CPU the interpreter has all that there is."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else _HOPPER

@@ -1,0 +1,54 @@
+"""Compiles the attention kernels for a GPU that need not be there, and prints what became of each as a line of JSON.
+
+    python -m tests.model.compiled_attention CAPABILITY d ...
+
+For each number of values a head: attention of the encoder (a bias, long rows) and over the encoder (none, short rows).
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from bmtpt_ds.model import attention_kernels as kernels
+from bmtpt_ds.model.attention import Tiling, compiler_options, shared_arguments
+from bmtpt_ds.model.packed import Span
+from tests.svgd.compiled import barrier, resources, source_of
+
+HEADS, KEYS = 12, 250
+
+
+def main() -> None:
+    capability, *sizes = map(int, sys.argv[1:])
+    for d in sizes:
+        for queries in (KEYS, 8):
+            compile_all(capability, d, queries)
+
+
+def compile_all(capability: int, d: int, queries: int) -> None:
+    position = torch.zeros(1, HEADS, 256, 256, dtype=torch.bfloat16) if queries == KEYS else None
+    tiling = Tiling.of([Span(5, queries, KEYS, position)], torch.device("cpu"), divmod(capability, 10))
+    q, k = (torch.zeros(5 * tokens, HEADS * d, dtype=torch.bfloat16) for tokens in (queries, KEYS))
+    sums = torch.zeros(HEADS, len(q))
+    options = compiler_options(d, divmod(capability, 10))
+    for kernel, tensors in (
+        (kernels.forward_kernel, (q, k, k, q, sums)),
+        (kernels.queries_kernel, (q, k, k, q, q, q, sums, sums)),
+        (kernels.keys_kernel, (q, k, k, q, k, k, sums, sums)),
+    ):
+        arguments = dict(zip(kernel.arg_names, tensors, strict=False)) | {"tiles_ptr": tiling.query_tiles}
+        arguments |= shared_arguments(q, tiling, HEADS, 1.0)
+        began = time.perf_counter()
+        binary = triton.compile(source_of(kernel, arguments), target=GPUTarget("cuda", capability, 32), options=options)
+        line = {"kernel": kernel.__name__, "d": d, "queries": queries, "shared": binary.metadata.shared}
+        line |= {"seconds": round(time.perf_counter() - began, 2), "stack": resources(binary.asm["cubin"])["stack"]}
+        print(json.dumps(line | {"float_atomics": barrier(binary.asm["ptx"])["float_atomics"]}), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    main()

@@ -1,0 +1,108 @@
+"""The kernels of packed attention: against float64, and compiled for GPUs that are not here."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bmtpt_ds.model.attention import Tiling, attend, attend_gradient
+from bmtpt_ds.model.packed import Span
+
+HEADS = 2
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+TOLERANCE = 1e-2 if ON_GPU else 1e-5
+
+
+def mask_of(lengths, width):
+    return (torch.arange(width) < torch.tensor(lengths)[:, None]).long().to(DEVICE)
+
+
+def position(queries, keys, *, causal=False):
+    bias = 3 * torch.randn(1, HEADS, queries, keys, generator=torch.Generator().manual_seed(5))
+    if causal:
+        bias = bias.masked_fill(torch.ones(queries, keys, dtype=torch.bool).triu(1), torch.finfo(DTYPE).min)
+    return bias.to(DEVICE, DTYPE)
+
+
+def cases():
+    """Spans by name: tiles that are full, begun and several; padding; texts that do not see each other."""
+    long = position(150, 160)
+    yield "one token", [Span(1, 1, 1, position(1, 16))]
+    yield "encoder", [Span(2, 150, 150, long), Span(3, 64, 64, long), Span(1, 5, 5, long)]
+    yield "padded", [Span(2, 70, 70, long, mask_of([70, 3], 70)), Span(1, 20, 20, long)]
+    yield "decoder", [Span(2, 7, 7, position(9, 16, causal=True)), Span(1, 9, 9, position(9, 16, causal=True))]
+    yield "choices", [Span(3, 12, 12, position(4, 16, causal=True), texts=3)]
+    yield "long decoder", [Span(1, 130, 130, position(130, 144, causal=True))]
+    yield "cross", [Span(2, 3, 150), Span(3, 1, 65, mask=mask_of([65, 64, 1], 65))]
+    yield "long answers", [Span(1, 40, 30, mask=mask_of([17], 30))]
+
+
+def exact(query, key, value, spans, scale):
+    """Attention a row and a head at a time."""
+    found, q, k = [], 0, 0
+    for span in spans:
+        for row in range(span.rows):
+            queries, keys = span.queries // span.texts, span.keys // span.texts
+            for _ in range(span.texts):
+                seen = keys if span.mask is None else int(span.mask[row].sum())
+                part = [
+                    states[first : first + tokens].unflatten(1, (HEADS, -1)).transpose(0, 1)
+                    for states, first, tokens in ((query, q, queries), (key, k, seen), (value, k, seen))
+                ]
+                scores = scale * part[0] @ part[1].mT
+                if span.position is not None:
+                    scores = scores + span.position[0, :, :queries, :seen].double()
+                found.append((scores.softmax(dim=-1) @ part[2]).transpose(0, 1).flatten(1))
+                q, k = q + queries, k + keys
+    return torch.cat(found)
+
+
+def error(found, right):
+    return ((found.double() - right).norm() / right.norm()).item()
+
+
+@pytest.mark.parametrize("d", [8, 64])
+@pytest.mark.parametrize(("name", "spans"), list(cases()), ids=[name for name, _ in cases()])
+def test_values_and_gradients(name, spans, d):
+    sizes = [sum(getattr(span, of) * span.rows for span in spans) for of in ("queries", "keys", "keys", "queries")]
+    generator, scale = torch.Generator().manual_seed(0), 1.0 if d == 8 else d**-0.5
+    states = [torch.randn(size, HEADS * d, generator=generator).to(DEVICE, DTYPE) for size in sizes]
+    *leaves, gradient = [tensor.double() for tensor in states]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    right = exact(*leaves, spans, scale)
+    right.backward(gradient)
+
+    tiling = Tiling.of(spans, DEVICE)
+    out, sums = attend(*states[:3], tiling, HEADS, scale)
+    assert error(out, right.detach()) < TOLERANCE
+    gradients = attend_gradient(states[3], *states[:3], out, sums, tiling, HEADS, scale)
+    for found, leaf in zip(gradients, leaves, strict=True):
+        if leaf.grad.norm() > 1e-9:  # a single key has all the weight, whatever its score
+            assert error(found, leaf.grad) < 5 * TOLERANCE
+        assert found.isfinite().all()
+    again = attend_gradient(states[3], *states[:3], out, sums, tiling, HEADS, scale)
+    assert all(map(torch.equal, gradients, again))
+
+
+@pytest.mark.parametrize(("capability", "sizes"), [(80, "64 128"), (90, "64 128"), (100, "64")])
+def test_compiles_without_spills(capability, sizes, tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-m", "tests.model.compiled_attention", str(capability), *sizes.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 6 * len(sizes.split())
+    for case in found:
+        assert case["stack"] == 0, case
+        assert case["shared"] < 160_000, case  # bytes, of an A100
+        assert case["seconds"] < 10, case
+        assert case["float_atomics"] == 0, case

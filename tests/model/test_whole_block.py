@@ -1,0 +1,75 @@
+"""Blocks as one node of autograd give what the layers give, in a run's own pass: losses and gradients."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bmtpt_ds.config import ModelConfig, deepspeed_json
+from bmtpt_ds.data.tokens import TokenRow
+from bmtpt_ds.losses import GradientPass
+from bmtpt_ds.model import frozen
+from bmtpt_ds.parallel import Ranks, load_backbone
+from bmtpt_ds.phases import Phases
+from tests.one_step import gradient_of_rows
+
+ROWS = [TokenRow([7] * 5, [4, 1]), TokenRow([9] * 70, [5, 6, 1]), TokenRow([8] * 6, [3, 1]), TokenRow([6] * 69, [1])]
+
+
+@pytest.fixture(params=["tied", "untied"])  # ReLU, and gated GELU
+def folder(request, tied_model, untied_model):
+    return tied_model if request.param == "tied" else untied_model
+
+
+def gradient(folder, *, layout="resident", recomputed=False, dtype="float32", wide=False):
+    ranks = Ranks(timeout=60)
+    config = ModelConfig(
+        name_or_path=str(folder), max_source_length=128, activation_checkpointing=recomputed, dtype=dtype
+    )
+    model = load_backbone(ranks, config, deepspeed_json.load(layout))
+    if wide:
+        model.backbone.double()
+    prompts = torch.randn(3, 10, model.hidden_size, generator=torch.Generator().manual_seed(0)).to(ranks.device)
+    found = gradient_of_rows(GradientPass(model, 0, 10_000, 0, Phases(ranks.device)), prompts, ROWS)
+    return found.gradient.double().cpu(), found.losses.double().cpu()
+
+
+def differs(found, right):
+    return max(((one - other).norm() / other.norm()).item() for one, other in zip(found, right, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
+@pytest.mark.parametrize(("layout", "recomputed"), [("resident", False), ("resident", True), ("zero3_cpu", True)])
+def test_same_as_layer_by_layer(folder, layout, recomputed, monkeypatch):
+    right = gradient(folder)
+    ran = []
+    run_whole = frozen.run_whole
+    monkeypatch.setattr(frozen, "run_whole", lambda *arguments: ran.append(1) or run_whole(*arguments))
+    monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
+    found = gradient(folder, layout=layout, recomputed=recomputed)
+    assert ran
+    assert differs(found, right) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize(("layout", "recomputed"), [("resident", False), ("resident", True), ("zero3", True)])
+def test_on_a_gpu_as_near_to_float64_as_layer_by_layer_and_always_the_same(folder, layout, recomputed, monkeypatch):
+    right = gradient(folder, wide=True)
+    found = gradient(folder, layout=layout, recomputed=recomputed, dtype="bfloat16")
+    again = gradient(folder, layout=layout, recomputed=recomputed, dtype="bfloat16")
+    assert all(map(torch.equal, found, again))
+    monkeypatch.setattr(frozen, "WHOLE", set())
+    layers = gradient(folder, dtype="bfloat16")
+    assert differs(found, right) < 1.5 * differs(layers, right)
+
+
+def test_weights_that_are_trained_go_through_the_layers(folder):
+    from bmtpt_ds.model.frozen import use_trainable_layers
+
+    model = load_backbone(
+        Ranks(timeout=60), ModelConfig(name_or_path=str(folder)), deepspeed_json.load("resident")
+    ).backbone
+    assert all("forward" in vars(block) for block in model.encoder.block)
+    use_trainable_layers(model)
+    assert not any("forward" in vars(block) for block in [*model.encoder.block, *model.decoder.block])
