@@ -48,7 +48,9 @@ def test_what_fails_leaves_the_others_running(tmp_path):
 
 
 def test_checks_run_side_by_side_and_what_measures_alone(tmp_path):
-    meets = "from pathlib import Path as P; import time; P({own!r}).touch()\nwhile not P({other!r}).exists(): time.sleep(1)"
+    meets = (
+        "from pathlib import Path as P; import time; P({own!r}).touch()\nwhile not P({other!r}).exists(): time.sleep(1)"
+    )
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     parts = {
         "measures": script(f"import pathlib, sys; sys.exit(not pathlib.Path({a!r}).exists())"),

@@ -187,6 +187,7 @@ def gradient_errors(
 ) -> dict[str, float]:
     """Relative differences from PEFT's gradients."""
     loaded.double(), ours.backbone.double()
+    prompts = prompts[:2]  # in float64 a GPU's memory does not hold the padded batch of five
     steps = {"plain": plain_step(loaded, prompts), "ours": our_step(ours, prompts), "peft": peft_step(loaded, prompts)}
     found = {name: step(draw_rows(0)) for name, step in steps.items()}
     loaded.to(dtype), ours.backbone.to(dtype)
