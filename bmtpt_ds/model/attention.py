@@ -6,6 +6,7 @@ Symbols: d values of a head, Q query tokens and K key tokens of a row.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from bmtpt_ds.data.tokens import upload
-from bmtpt_ds.model.packed import Span, Spans
+from bmtpt_ds.model.packed import Span, Spans, kind_of
 
 _TILE = 64  # tokens
 _OLDER_TILE = 32  # of keys: before Hopper the matrix units take operands from registers, of which there are too few
 _HOPPER = (9, 0)  # compute capability
+_ALIGNED = 4  # numbers, of 4 bytes
 _SMALL_TILE = 16  # of targets, which are short; the least that a matrix unit takes
 
 
@@ -55,24 +57,32 @@ class Tiling:
                 key_tiles += [(len(rows), i) for i in range(-(-keys // key_tile))]
                 rows.append((first_query, queries, first_key, keys))
                 first_query, first_key = first_query + queries, first_key + keys
-        numbers = [number for table in (rows, query_tiles, key_tiles) for line in table for number in line]
-        table = upload(torch.tensor(numbers, dtype=torch.int32), device)
-        parts = table.split([4 * len(rows), 2 * len(query_tiles), 2 * len(key_tiles)])
-        seen = parts[0].view(-1, 4)[:, 3].clone()
+        tables = _upload((rows, query_tiles, key_tiles), device)
+        seen = tables[0].view(-1, 4)[:, 3].clone()
         first = 0
         for span in spans:
             if span.mask is not None:
                 seen[first : first + span.rows] = span.mask.sum(dim=1)
             first += span.rows * span.texts
-        return cls(parts[0], seen, parts[1], parts[2], query_tile, key_tile, longest.position)
+        return cls(tables[0], seen, tables[1], tables[2], query_tile, key_tile, longest.position)
+
+
+def _upload(tables: Sequence[Sequence[tuple[int, ...]]], device: torch.device) -> list[Tensor]:
+    """Each table's numbers on the device, in one copy; all begin where Triton takes them to be aligned, or a step of
+    other rows would compile the kernels anew."""
+    numbers = [[number for line in table for number in line] for table in tables]
+    padded = [of_table + [0] * (-len(of_table) % _ALIGNED) for of_table in numbers]
+    whole = upload(torch.tensor(list(chain.from_iterable(padded)), dtype=torch.int32), device)
+    parts = whole.split([len(of_table) for of_table in padded])
+    return [part[: len(of_table)] for part, of_table in zip(parts, numbers, strict=True)]
 
 
 def tiling_of(spans: Spans, attention: T5Attention, device: torch.device) -> Tiling:
     """Of the rows that this attention looks at; made once a call of the model."""
-    chosen = spans.of(attention)
-    if id(chosen) not in spans.tilings:
-        spans.tilings[id(chosen)] = Tiling.of(chosen, device)
-    return spans.tilings[id(chosen)]
+    kind = kind_of(attention)
+    if kind not in spans.tilings:
+        spans.tilings[kind] = Tiling.of(spans.of(attention), device)
+    return spans.tilings[kind]
 
 
 def attend(

@@ -1,8 +1,8 @@
 """Bytes that an architecture needs: its weights, and what a row's forward pass keeps for the backward pass.
 
 The parts of a block are functions of their own: what one keeps follows from the operations of `packed.py`, `frozen.py`,
-`whole_block.py` and transformers' T5, and a test compares the sum with what autograd saves. Frozen linear layers keep nothing of their
-input. Left out: masks of dropout (a byte a value), and what a backward pass holds besides.
+`whole_block.py` and transformers' T5, and a test compares the sum with what autograd saves. Frozen linear layers keep
+nothing of their input. Left out: masks of dropout (a byte a value), and what a backward pass holds besides.
 
 Symbols: H hidden size, S encoder tokens of a row (prompt included), T target tokens, V vocabulary.
 """

@@ -16,12 +16,12 @@ from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseGatedActDense, T5LayerNorm
 
 from bmtpt_ds.model.norm import FrozenNorm
-from bmtpt_ds.model.packed import Spans
+from bmtpt_ds.model.packed import Spans, kind_of
 from bmtpt_ds.model.whole_block import can_be_whole, run_whole
 
 # Where blocks run whole. A CPU has its own ways of sparing work, in the layers below; wider numbers do not go through a
 # GPU's matrix units, and are for checks.
-WHOLE = {("cuda", torch.bfloat16)}
+WHOLE = frozenset({("cuda", torch.bfloat16)})
 
 
 def use_frozen_layers(model: nn.Module) -> None:
@@ -29,7 +29,7 @@ def use_frozen_layers(model: nn.Module) -> None:
     for module in list(model.modules()):
         if type(module) is T5LayerNorm:
             module.__class__ = FrozenNorm
-        elif type(module) is T5Attention and module.is_decoder and not module.is_causal:
+        elif type(module) is T5Attention and kind_of(module) == "cross":
             module.__class__ = CrossAttention
             module.k.__class__ = module.v.__class__ = HeadwiseLinear
         elif isinstance(module, T5DenseGatedActDense) and isinstance(module.act, NewGELUActivation):

@@ -9,7 +9,7 @@ Symbols: N rows of a bucket, Q query tokens and K key tokens of a row, d values 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -50,12 +50,16 @@ class Spans:
     encoder: Sequence[Span] = ()
     decoder: Sequence[Span] = ()
     cross: Sequence[Span] = ()
-    tilings: dict[int, Any] = field(default_factory=dict)  # what `attention.py` makes of them, the same for all layers
+    tilings: dict[str, Any] = field(default_factory=dict)  # what `attention.py` makes of each, for all layers
 
     def of(self, attention: T5Attention) -> Sequence[Span]:
-        if not attention.is_decoder:
-            return self.encoder
-        return self.decoder if attention.is_causal else self.cross
+        return getattr(self, kind_of(attention))
+
+
+def kind_of(attention: T5Attention) -> Literal["encoder", "decoder", "cross"]:
+    if not attention.is_decoder:
+        return "encoder"
+    return "decoder" if attention.is_causal else "cross"
 
 
 def packed_attention(

@@ -9,11 +9,16 @@ Symbols: H hidden size, d values of a head, N rows of a span, Q query tokens and
 
 import torch
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseActDense, T5DenseGatedActDense
+from transformers.models.t5.modeling_t5 import (
+    T5Attention,
+    T5DenseActDense,
+    T5DenseGatedActDense,
+    T5LayerSelfAttention,
+)
 
 from bmtpt_ds.model.attention import Tiling, attend, attend_gradient, is_available, tiling_of
 from bmtpt_ds.model.norm import norm_gradient, normed
-from bmtpt_ds.model.packed import Spans
+from bmtpt_ds.model.packed import Spans, kind_of
 
 _aten = torch.ops.aten
 Kept = list[Tensor]  # for the backward pass: what a layer adds last its gradient takes first
@@ -44,8 +49,8 @@ class _Block(torch.autograd.Function):
         kept: Kept = []
         states, keys_of = hidden[0], None if encoded is None else encoded[0]
         for layer in block.layer[:-1]:
-            attention = layer.SelfAttention if hasattr(layer, "SelfAttention") else layer.EncDecAttention
-            others = None if layer is block.layer[0] else keys_of
+            attention = _attention_of(layer)
+            others = keys_of if kind_of(attention) == "cross" else None
             tiling = tiling_of(spans, attention, states.device)
             states = _attention_layer(layer.layer_norm, attention, states, others, tiling, kept)
         states = _feed_forward_layer(block.layer[-1], states, kept)
@@ -58,11 +63,15 @@ class _Block(torch.autograd.Function):
         kept, of_encoded = list(ctx.saved_tensors), None
         states = _feed_forward_gradient(ctx.block.layer[-1], gradient[0].contiguous(), kept)
         for layer in reversed(ctx.block.layer[:-1]):
-            attention = layer.SelfAttention if hasattr(layer, "SelfAttention") else layer.EncDecAttention
+            attention = _attention_of(layer)
             tiling = tiling_of(ctx.spans, attention, states.device)
             states, of_keys = _attention_gradient(layer.layer_norm, attention, states, tiling, kept)
             of_encoded = of_encoded if of_keys is None else of_keys[None]
         return states[None], of_encoded, None, None
+
+
+def _attention_of(layer: nn.Module) -> T5Attention:
+    return layer.SelfAttention if isinstance(layer, T5LayerSelfAttention) else layer.EncDecAttention
 
 
 def _attention_layer(
@@ -93,7 +102,7 @@ def _attention_gradient(
     of_query, of_key, of_value = attend_gradient(of_found, *of_attention, tiling, attention.n_heads, attention.scaling)
     of_inputs = of_query @ attention.q.weight
     of_others = None
-    if attention.is_decoder and not attention.is_causal:
+    if kind_of(attention) == "cross":
         of_others = (of_key @ attention.k.weight).addmm_(of_value, attention.v.weight)
     else:
         of_inputs.addmm_(of_key, attention.k.weight).addmm_(of_value, attention.v.weight)

@@ -81,6 +81,7 @@ def test_values_and_gradients(name, spans, d):
     right.backward(gradient)
 
     tiling = Tiling.of(spans, DEVICE)
+    assert all(table.data_ptr() % 16 == 0 for table in (tiling.rows, tiling.seen, tiling.query_tiles, tiling.key_tiles))
     out, sums = attend(*states[:3], tiling, HEADS, scale)
     assert error(out, right.detach()) < TOLERANCE
     gradients = attend_gradient(states[3], *states[:3], out, sums, tiling, HEADS, scale)

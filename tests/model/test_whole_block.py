@@ -13,7 +13,8 @@ from bmtpt_ds.parallel import Ranks, load_backbone
 from bmtpt_ds.phases import Phases
 from tests.one_step import gradient_of_rows
 
-ROWS = [TokenRow([7] * 5, [4, 1]), TokenRow([9] * 70, [5, 6, 1]), TokenRow([8] * 6, [3, 1]), TokenRow([6] * 69, [1])]
+# behind a prompt of 10: two tiles of 64, and with those beside them a bucket that is padded, and one that is not
+ROWS = [TokenRow([7] * 5, [4, 1]), TokenRow([9] * 60, [5, 6, 1]), TokenRow([6] * 59, [1])]
 
 
 @pytest.fixture(params=["tied", "untied"])  # ReLU, and gated GELU
@@ -29,7 +30,7 @@ def gradient(folder, *, layout="resident", recomputed=False, dtype="float32", wi
     model = load_backbone(ranks, config, deepspeed_json.load(layout))
     if wide:
         model.backbone.double()
-    prompts = torch.randn(3, 10, model.hidden_size, generator=torch.Generator().manual_seed(0)).to(ranks.device)
+    prompts = torch.randn(2, 10, model.hidden_size, generator=torch.Generator().manual_seed(0)).to(ranks.device)
     found = gradient_of_rows(GradientPass(model, 0, 10_000, 0, Phases(ranks.device)), prompts, ROWS)
     return found.gradient.double().cpu(), found.losses.double().cpu()
 
@@ -39,7 +40,7 @@ def differs(found, right):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
-@pytest.mark.parametrize(("layout", "recomputed"), [("resident", False), ("resident", True), ("zero3_cpu", True)])
+@pytest.mark.parametrize(("layout", "recomputed"), [("resident", False), ("zero3_cpu", True)])
 def test_same_as_layer_by_layer(folder, layout, recomputed, monkeypatch):
     right = gradient(folder)
     ran = []
