@@ -1,5 +1,6 @@
 """The recipes that ship: they load, they are the paper's settings, and their headers say how to launch them."""
 
+import functools
 import re
 import shlex
 import subprocess
@@ -69,6 +70,16 @@ def test_the_rows_of_a_source_step_are_those_of_the_paper(name: str) -> None:
     assert rows_a_step(recipe) == special.get(name, 6 * 5)
     assert set(recipe.source.tasks) == (SOURCES | EXTRA if name == "table3/sampling_2" else SOURCES)
     assert recipe.source.steps == 100_000
+
+
+def test_few_shot_is_what_the_study_found_at_the_papers_rows_a_step() -> None:
+    recipe, rows = load_recipe("few_shot"), {"source.tasks_per_step", "source.rows_per_task"}
+    assert rows_a_step(recipe) == 6 * 5
+    for key, value in load_scale("study/core", []).variants["bmtpt"].items():
+        here = functools.reduce(getattr, key.split("."), recipe)
+        assert key in rows or here == type(here)(value), key
+    study = load_recipe("study/base")
+    assert (recipe.source.lr, recipe.target.lr_low_rank) == (study.source.lr, study.target.lr_low_rank)
 
 
 @pytest.mark.parametrize("name", ["paper", *TABLES])
