@@ -105,5 +105,4 @@ def test_compiles_without_spills(capability, sizes, tmp_path):
     for case in found:
         assert case["stack"] == 0, case
         assert case["shared"] < 160_000, case  # bytes, of an A100
-        assert case["seconds"] < 10, case
         assert case["float_atomics"] == 0, case
