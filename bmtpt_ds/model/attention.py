@@ -17,15 +17,17 @@ from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.model.packed import Span, Spans, kind_of
 
 _TILE = 64  # tokens
-_OLDER_TILE = 32  # of keys: before Hopper the matrix units take operands from registers, of which there are too few
-_HOPPER = (9, 0)  # compute capability
+_NARROW_TILE = 32  # of keys, where registers or shared memory are too few
+_OLDEST = (8, 0)  # compute capability, with bfloat16
 _ALIGNED = 4  # numbers, of 4 bytes
 _SMALL_TILE = 16  # of targets, which are short; the least that a matrix unit takes
 
 
 def is_available() -> bool:
     """Whether the kernels can run: Triton comes with torch for NVIDIA GPUs on Linux."""
-    return find_spec("triton") is not None
+    if find_spec("triton") is None or torch.version.hip:
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _OLDEST
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Tiling:
         rows, query_tiles, key_tiles, first_query, first_key = [], [], [], 0, 0
         longest = max(spans, key=lambda span: span.queries // span.texts)
         query_tile = _SMALL_TILE if longest.queries // longest.texts <= _SMALL_TILE else _TILE
-        key_tile = _TILE if (capability or _capability(device)) >= _HOPPER else _OLDER_TILE
+        key_tile = _TILE if _is_roomy(capability or _capability(device)) else _NARROW_TILE
         for span in spans:
             queries, keys = span.queries // span.texts, span.keys // span.texts  # a text sees itself alone
             for _ in range(span.rows * span.texts):
@@ -156,7 +158,13 @@ def shared_arguments(query: Tensor, tiling: Tiling, heads: int, scale: float) ->
 
 def compiler_options(d: int, capability: tuple[int, int]) -> dict[str, int]:
     """Warps and stages that need no more registers than there are, for a GPU of this compute capability."""
-    return {"num_warps": 8 if d > 64 and capability >= _HOPPER else 4, "num_stages": 2}
+    return {"num_warps": 8 if d > 64 and _is_roomy(capability) else 4, "num_stages": 2}
+
+
+def _is_roomy(capability: tuple[int, int]) -> bool:
+    """Hopper's and the data centres' Blackwells: matrix units that read shared memory, of which there are 227 KB. Older
+    ones take operands from registers; smaller ones, 8.6 and 12.0, have 99 KB."""
+    return capability[0] in (9, 10)
 
 
 def _options(query: Tensor, heads: int) -> dict[str, int]:
@@ -165,4 +173,4 @@ def _options(query: Tensor, heads: int) -> dict[str, int]:
 
 def _capability(device: torch.device) -> tuple[int, int]:
     """Of a GPU; on a CPU the interpreter has all that there is."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else _HOPPER
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

@@ -93,7 +93,7 @@ def test_values_and_gradients(name, spans, d):
     assert all(map(torch.equal, gradients, again))
 
 
-@pytest.mark.parametrize(("capability", "sizes"), [(80, "64 128"), (90, "64 128"), (100, "64")])
+@pytest.mark.parametrize(("capability", "sizes"), [(80, "64 128"), (90, "64 128"), (100, "64"), (120, "64")])
 def test_compiles_without_spills(capability, sizes, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
@@ -104,5 +104,5 @@ def test_compiles_without_spills(capability, sizes, tmp_path):
     assert len(found) == 6 * len(sizes.split())
     for case in found:
         assert case["stack"] == 0, case
-        assert case["shared"] < 160_000, case  # bytes, of an A100
+        assert case["shared"] <= (227 if capability in (90, 100) else 99) * 1024, case
         assert case["float_atomics"] == 0, case
