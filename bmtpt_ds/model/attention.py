@@ -32,26 +32,35 @@ def is_available() -> bool:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the kernels' programs share the rows; the same for all layers of a call."""
+    """How the kernels' programs share the rows; the same for all layers of a call, so that a launch adds little."""
 
-    rows: Tensor  # [rows, 4] int32: first query, queries, first key, keys
-    seen: Tensor  # [rows] int32: keys that are no padding
+    heads: int
     query_tiles: Tensor  # [programs, 2] int32: row, number of the tile in it
     key_tiles: Tensor
-    query_tile: int  # tokens
-    key_tile: int
-    position: Tensor | None  # bias [1, heads, longest Q, longest K] of all rows, or larger
+    arguments: dict[str, Any]  # what all kernels take, by name, but for `tiles_ptr`
+    options: dict[str, int]  # of the compiler
 
     @classmethod
-    def of(cls, spans: Sequence[Span], device: torch.device, capability: tuple[int, int] | None = None) -> "Tiling":
+    def of(
+        cls,
+        spans: Sequence[Span],
+        device: torch.device,
+        *,
+        heads: int,
+        d: int,
+        scale: float,
+        capability: tuple[int, int] | None = None,
+    ) -> "Tiling":
         """
         Args:
+            scale: of the scores, before the bias.
             capability: of the GPU that the kernels run on; default: the device's.
         """
+        capability = capability or _capability(device)
         rows, query_tiles, key_tiles, first_query, first_key = [], [], [], 0, 0
         longest = max(spans, key=lambda span: span.queries // span.texts)
         query_tile = _SMALL_TILE if longest.queries // longest.texts <= _SMALL_TILE else _TILE
-        key_tile = _TILE if _is_roomy(capability or _capability(device)) else _NARROW_TILE
+        key_tile = _TILE if _is_roomy(capability) else _NARROW_TILE
         for span in spans:
             queries, keys = span.queries // span.texts, span.keys // span.texts  # a text sees itself alone
             for _ in range(span.rows * span.texts):
@@ -66,7 +75,25 @@ class Tiling:
             if span.mask is not None:
                 seen[first : first + span.rows] = span.mask.sum(dim=1)
             first += span.rows * span.texts
-        return cls(tables[0], seen, tables[1], tables[2], query_tile, key_tile, longest.position)
+        position = longest.position
+        arguments = {
+            "bias_ptr": position,
+            "rows_ptr": tables[0],
+            "seen_ptr": seen,
+            "total": first_query,
+            "width": heads * d,
+            "bias_head": 0 if position is None else position.stride(1),
+            "bias_row": 0 if position is None else position.stride(2),
+            "scale": scale,
+            "D": d,
+            "BLOCK_D": max(16, 1 << (d - 1).bit_length()),
+            "QUERIES": query_tile,
+            "KEYS": key_tile,
+            "BIAS": position is not None,
+        }
+        # as many warps as need no more registers than there are
+        options = {"num_warps": 8 if d > 64 and _is_roomy(capability) else 4, "num_stages": 2}
+        return cls(heads, tables[1], tables[2], arguments, options)
 
 
 def _upload(tables: Sequence[Sequence[tuple[int, ...]]], device: torch.device) -> list[Tensor]:
@@ -83,13 +110,17 @@ def tiling_of(spans: Spans, attention: T5Attention, device: torch.device) -> Til
     """Of the rows that this attention looks at; made once a call of the model."""
     kind = kind_of(attention)
     if kind not in spans.tilings:
-        spans.tilings[kind] = Tiling.of(spans.of(attention), device)
+        spans.tilings[kind] = Tiling.of(
+            spans.of(attention),
+            device,
+            heads=attention.n_heads,
+            d=attention.key_value_proj_dim,
+            scale=attention.scaling,
+        )
     return spans.tilings[kind]
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
     """Each query's mean of its row's values [queries of all rows, heads * d], and the base-2 logarithm of the sum of
     its scores' exponentials [heads, queries].
 
@@ -99,11 +130,10 @@ def attend(
     """
     from . import attention_kernels as kernels
 
-    out, sums = torch.empty_like(query), query.new_empty(heads, len(query), dtype=torch.float32)
-    shared = shared_arguments(query, tiling, heads, scale) | _options(query, heads)
+    out, sums = torch.empty_like(query), query.new_empty(tiling.heads, len(query), dtype=torch.float32)
     with torch.cuda.device_of(query):
-        kernels.forward_kernel[len(tiling.query_tiles) // 2, heads](
-            query, key, value, out, sums, tiles_ptr=tiling.query_tiles, **shared
+        kernels.forward_kernel[len(tiling.query_tiles) // 2, tiling.heads](
+            query, key, value, out, sums, tiles_ptr=tiling.query_tiles, **tiling.arguments, **tiling.options
         )
     return out, sums
 
@@ -116,59 +146,46 @@ def attend_gradient(
     out: Tensor,
     sums: Tensor,
     tiling: Tiling,
-    heads: int,
-    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, key and value, from the gradient of `attend`'s `out`."""
     from . import attention_kernels as kernels
 
     of_query, of_key, of_value = (torch.empty_like(states) for states in (query, key, value))
     delta = torch.empty_like(sums)
-    shared = shared_arguments(query, tiling, heads, scale) | _options(query, heads)
     with torch.cuda.device_of(query):
-        kernels.queries_kernel[len(tiling.query_tiles) // 2, heads](
-            query, key, value, out, gradient, of_query, delta, sums, tiles_ptr=tiling.query_tiles, **shared
+        kernels.queries_kernel[len(tiling.query_tiles) // 2, tiling.heads](
+            query,
+            key,
+            value,
+            out,
+            gradient,
+            of_query,
+            delta,
+            sums,
+            tiles_ptr=tiling.query_tiles,
+            **tiling.arguments,
+            **tiling.options,
         )
-        kernels.keys_kernel[len(tiling.key_tiles) // 2, heads](
-            query, key, value, gradient, of_key, of_value, delta, sums, tiles_ptr=tiling.key_tiles, **shared
+        kernels.keys_kernel[len(tiling.key_tiles) // 2, tiling.heads](
+            query,
+            key,
+            value,
+            gradient,
+            of_key,
+            of_value,
+            delta,
+            sums,
+            tiles_ptr=tiling.key_tiles,
+            **tiling.arguments,
+            **tiling.options,
         )
     return of_query, of_key, of_value
-
-
-def shared_arguments(query: Tensor, tiling: Tiling, heads: int, scale: float) -> dict[str, Any]:
-    """What all kernels take, by name, but for `tiles_ptr`."""
-    width, position = query.shape[1], tiling.position
-    d = width // heads
-    return {
-        "bias_ptr": position,
-        "rows_ptr": tiling.rows,
-        "seen_ptr": tiling.seen,
-        "total": len(query),
-        "width": width,
-        "bias_head": 0 if position is None else position.stride(1),
-        "bias_row": 0 if position is None else position.stride(2),
-        "scale": scale,
-        "D": d,
-        "BLOCK_D": max(16, 1 << (d - 1).bit_length()),
-        "QUERIES": tiling.query_tile,
-        "KEYS": tiling.key_tile,
-        "BIAS": position is not None,
-    }
-
-
-def compiler_options(d: int, capability: tuple[int, int]) -> dict[str, int]:
-    """Warps and stages that need no more registers than there are, for a GPU of this compute capability."""
-    return {"num_warps": 8 if d > 64 and _is_roomy(capability) else 4, "num_stages": 2}
 
 
 def _is_roomy(capability: tuple[int, int]) -> bool:
     """Hopper's and the data centres' Blackwells: matrix units that read shared memory, of which there are 227 KB. Older
     ones take operands from registers; smaller ones, 8.6 and 12.0, have 99 KB."""
     return capability[0] in (9, 10)
-
-
-def _options(query: Tensor, heads: int) -> dict[str, int]:
-    return compiler_options(query.shape[1] // heads, _capability(query.device))
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -19,14 +19,17 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def row_of(tiles_ptr, rows_ptr, seen_ptr, width):
-    """Number of this program's tile in its row; offsets of the row's first query and key; queries, keys, keys seen."""
+def place(tiles_ptr, rows_ptr, seen_ptr, width, D: tl.constexpr):
+    """Number of this program's tile in its row; the row's first query, queries, keys, keys seen; where this head's
+    values of its first query and of its first key are."""
     row = tl.load(tiles_ptr + 2 * tl.program_id(0))
     number = tl.load(tiles_ptr + 2 * tl.program_id(0) + 1)
     rows_ptr += 4 * row
     first_query, queries = tl.load(rows_ptr), tl.load(rows_ptr + 1)
     first_key, keys = tl.load(rows_ptr + 2), tl.load(rows_ptr + 3)
-    return number, first_query, queries, first_key.to(tl.int64) * width, keys, tl.load(seen_ptr + row)
+    of_head = tl.program_id(1) * D
+    at_query, at_key = first_query.to(tl.int64) * width + of_head, first_key.to(tl.int64) * width + of_head
+    return number, first_query, queries, keys, tl.load(seen_ptr + row), at_query, at_key
 
 
 @triton.jit
@@ -56,15 +59,28 @@ def scores_of(
     return tl.where(seen, scores, float("-inf"))
 
 
+@triton.jit
+def keys_of_block(
+    begin, q, k_ptr, v_ptr, m, real, seen, scale, bias_ptr, at_bias, bias_row, width, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """A block of keys and their values, and the scores of a tile's queries m."""
+    n = begin + tl.arange(0, KEYS)
+    k = load_tokens(k_ptr, n, n < seen, width, D, BLOCK_D)
+    v = load_tokens(v_ptr, n, n < seen, width, D, BLOCK_D)
+    s = scores_of(
+        q, k, scale, bias_ptr, at_bias, bias_row, 1, m[:, None], n[None, :], real[:, None], (n < seen)[None, :], BIAS
+    )  # fmt: skip
+    return k, v, s
+
+
 @triton.jit(do_not_specialize=["total"])
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, sums_ptr, bias_ptr, rows_ptr, seen_ptr, tiles_ptr, total, width, bias_head, bias_row,
     scale, D: tl.constexpr, BLOCK_D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    number, first_query, queries, first_key, _, seen = row_of(tiles_ptr, rows_ptr, seen_ptr, width)
+    number, first_query, queries, _keys, seen, at_query, at_key = place(tiles_ptr, rows_ptr, seen_ptr, width, D)
     head = tl.program_id(1)
-    at_query = first_query.to(tl.int64) * width + head * D
-    at_key = first_key + head * D
     m = number * QUERIES + tl.arange(0, QUERIES)
     real = m < queries
     q = load_tokens(q_ptr + at_query, m, real, width, D, BLOCK_D)
@@ -72,12 +88,9 @@ def forward_kernel(
     total_of = tl.zeros([QUERIES], tl.float32)
     out = tl.zeros([QUERIES, BLOCK_D], tl.float32)
     for begin in tl.range(0, seen, KEYS):
-        n = begin + tl.arange(0, KEYS)
-        k = load_tokens(k_ptr + at_key, n, n < seen, width, D, BLOCK_D)
-        v = load_tokens(v_ptr + at_key, n, n < seen, width, D, BLOCK_D)
-        s = scores_of(
-            q, k, scale, bias_ptr, head * bias_head, bias_row, 1, m[:, None], n[None, :], real[:, None],
-            (n < seen)[None, :], BIAS,
+        _k, v, s = keys_of_block(
+            begin, q, k_ptr + at_key, v_ptr + at_key, m, real, seen, scale, bias_ptr, head * bias_head, bias_row, width,
+            D, BLOCK_D, KEYS, BIAS,
         )  # fmt: skip
         above = tl.maximum(top, tl.max(s, axis=1))
         p = tl.exp2(s - above[:, None])
@@ -95,10 +108,8 @@ def queries_kernel(
     total, width, bias_head, bias_row, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    number, first_query, queries, first_key, _, seen = row_of(tiles_ptr, rows_ptr, seen_ptr, width)
+    number, first_query, queries, _keys, seen, at_query, at_key = place(tiles_ptr, rows_ptr, seen_ptr, width, D)
     head = tl.program_id(1)
-    at_query = first_query.to(tl.int64) * width + head * D
-    at_key = first_key + head * D
     m = number * QUERIES + tl.arange(0, QUERIES)
     real = m < queries
     q = load_tokens(q_ptr + at_query, m, real, width, D, BLOCK_D)
@@ -110,12 +121,9 @@ def queries_kernel(
     sums = tl.load(sums_ptr + at_sums, mask=real, other=0.0)
     of_q = tl.zeros([QUERIES, BLOCK_D], tl.float32)
     for begin in tl.range(0, seen, KEYS):
-        n = begin + tl.arange(0, KEYS)
-        k = load_tokens(k_ptr + at_key, n, n < seen, width, D, BLOCK_D)
-        v = load_tokens(v_ptr + at_key, n, n < seen, width, D, BLOCK_D)
-        s = scores_of(
-            q, k, scale, bias_ptr, head * bias_head, bias_row, 1, m[:, None], n[None, :], real[:, None],
-            (n < seen)[None, :], BIAS,
+        k, v, s = keys_of_block(
+            begin, q, k_ptr + at_key, v_ptr + at_key, m, real, seen, scale, bias_ptr, head * bias_head, bias_row, width,
+            D, BLOCK_D, KEYS, BIAS,
         )  # fmt: skip
         p = tl.exp2(s - sums[:, None])
         of_p = tl.dot(grad, tl.trans(v))
@@ -130,10 +138,8 @@ def keys_kernel(
     total, width, bias_head, bias_row, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    number, first_query, queries, first_key, keys, seen = row_of(tiles_ptr, rows_ptr, seen_ptr, width)
+    number, first_query, queries, keys, seen, at_query, at_key = place(tiles_ptr, rows_ptr, seen_ptr, width, D)
     head = tl.program_id(1)
-    at_query = first_query.to(tl.int64) * width + head * D
-    at_key = first_key + head * D
     n = number * KEYS + tl.arange(0, KEYS)
     k = load_tokens(k_ptr + at_key, n, n < seen, width, D, BLOCK_D)
     v = load_tokens(v_ptr + at_key, n, n < seen, width, D, BLOCK_D)

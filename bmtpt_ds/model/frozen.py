@@ -6,7 +6,7 @@ pass as the parameter itself: ZeRO-3 gathers it there and takes it away again.
 Symbols: H hidden size, d values of a head, N rows of a span, Q query tokens and K key tokens of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ def use_frozen_layers(model: nn.Module) -> None:
     for block in model.modules():
         if type(block) is T5Block and can_be_whole(block):
             # not a class of its own: DeepSpeed's JSON names T5Block as what is gathered as a unit
-            block.forward = partial(_block_forward, block)
+            block.forward = partial(_block_forward, block, list(block.parameters()))
 
 
 def use_trainable_layers(model: nn.Module) -> None:
@@ -54,6 +54,7 @@ def use_trainable_layers(model: nn.Module) -> None:
 
 def _block_forward(
     block: T5Block,
+    weights: Sequence[nn.Parameter],
     hidden_states: torch.Tensor,
     mask: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
@@ -68,7 +69,7 @@ def _block_forward(
         spans is not None
         and (hidden_states.device.type, hidden_states.dtype) in WHOLE
         and not (block.training and attention.dropout)
-        and all(weight.numel() for weight in block.parameters())  # ZeRO-3 may gather layer by layer
+        and all(weight.numel() for weight in weights)  # ZeRO-3 may gather layer by layer
     )
     if whole:
         return run_whole(block, hidden_states, encoder_hidden_states, spans), position_bias

@@ -87,7 +87,7 @@ def _attention_layer(
     keys_of = inputs if others is None else others
     query = inputs @ attention.q.weight.t()
     key, value = keys_of @ attention.k.weight.t(), keys_of @ attention.v.weight.t()
-    found, sums = attend(query, key, value, tiling, attention.n_heads, attention.scaling)
+    found, sums = attend(query, key, value, tiling)
     kept += [states, scale, query, key, value, found, sums]
     return torch.addmm(states, found, attention.o.weight.t())
 
@@ -99,7 +99,7 @@ def _attention_gradient(
     states, scale, *of_attention = kept[-7:]
     del kept[-7:]
     of_found = gradient @ attention.o.weight
-    of_query, of_key, of_value = attend_gradient(of_found, *of_attention, tiling, attention.n_heads, attention.scaling)
+    of_query, of_key, of_value = attend_gradient(of_found, *of_attention, tiling)
     of_inputs = of_query @ attention.q.weight
     of_others = None
     if kind_of(attention) == "cross":

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from bmtpt_ds.model import attention_kernels as kernels
-from bmtpt_ds.model.attention import Tiling, compiler_options, shared_arguments
+from bmtpt_ds.model.attention import Tiling
 from bmtpt_ds.model.packed import Span
 from tests.svgd.compiled import barrier, resources, source_of
 
@@ -30,18 +30,18 @@ def main() -> None:
 
 def compile_all(capability: int, d: int, queries: int) -> None:
     position = torch.zeros(1, HEADS, 256, 256, dtype=torch.bfloat16) if queries == KEYS else None
-    tiling = Tiling.of([Span(5, queries, KEYS, position)], torch.device("cpu"), divmod(capability, 10))
+    span, cpu = Span(5, queries, KEYS, position), torch.device("cpu")
+    tiling = Tiling.of([span], cpu, heads=HEADS, d=d, scale=1.0, capability=divmod(capability, 10))
     q, k = (torch.zeros(5 * tokens, HEADS * d, dtype=torch.bfloat16) for tokens in (queries, KEYS))
     sums = torch.zeros(HEADS, len(q))
-    options = compiler_options(d, divmod(capability, 10))
     for kernel, tensors in (
         (kernels.forward_kernel, (q, k, k, q, sums)),
         (kernels.queries_kernel, (q, k, k, q, q, q, sums, sums)),
         (kernels.keys_kernel, (q, k, k, q, k, k, sums, sums)),
     ):
         arguments = dict(zip(kernel.arg_names, tensors, strict=False)) | {"tiles_ptr": tiling.query_tiles}
-        arguments |= shared_arguments(q, tiling, HEADS, 1.0)
-        binary = triton.compile(source_of(kernel, arguments), target=GPUTarget("cuda", capability, 32), options=options)
+        source = source_of(kernel, arguments | tiling.arguments)
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=tiling.options)
         line = {"kernel": kernel.__name__, "d": d, "queries": queries, "shared": binary.metadata.shared}
         line |= {"stack": resources(binary.asm["cubin"])["stack"]}
         print(json.dumps(line | {"float_atomics": barrier(binary.asm["ptx"])["float_atomics"]}), flush=True)

@@ -17,7 +17,7 @@ HEADS = 2
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
-TOLERANCE = 1e-2 if ON_GPU else 1e-5
+TOLERANCE, OF_GRADIENTS = (1e-2, 5e-2) if ON_GPU else (1e-5, 2e-5)
 
 
 def mask_of(lengths, width):
@@ -80,16 +80,17 @@ def test_values_and_gradients(name, spans, d):
     right = exact(*leaves, spans, scale)
     right.backward(gradient)
 
-    tiling = Tiling.of(spans, DEVICE)
-    assert all(table.data_ptr() % 16 == 0 for table in (tiling.rows, tiling.seen, tiling.query_tiles, tiling.key_tiles))
-    out, sums = attend(*states[:3], tiling, HEADS, scale)
+    tiling = Tiling.of(spans, DEVICE, heads=HEADS, d=d, scale=scale)
+    tables = (tiling.arguments["rows_ptr"], tiling.arguments["seen_ptr"], tiling.query_tiles, tiling.key_tiles)
+    assert all(table.data_ptr() % 16 == 0 for table in tables)
+    out, sums = attend(*states[:3], tiling)
     assert error(out, right.detach()) < TOLERANCE
-    gradients = attend_gradient(states[3], *states[:3], out, sums, tiling, HEADS, scale)
+    gradients = attend_gradient(states[3], *states[:3], out, sums, tiling)
     for found, leaf in zip(gradients, leaves, strict=True):
         if leaf.grad.norm() > 1e-9:  # a single key has all the weight, whatever its score
-            assert error(found, leaf.grad) < 5 * TOLERANCE
+            assert error(found, leaf.grad) < OF_GRADIENTS
         assert found.isfinite().all()
-    again = attend_gradient(states[3], *states[:3], out, sums, tiling, HEADS, scale)
+    again = attend_gradient(states[3], *states[:3], out, sums, tiling)
     assert all(map(torch.equal, gradients, again))
 
 
