@@ -32,6 +32,7 @@ ROOMS = (
     "parallel",
     "model",
     "svgd",
+    "triton_support",
     "stage_inputs",
     "data",
     "tasks",

@@ -79,7 +79,7 @@ def test_a_run_by_the_kernels_is_a_run_by_the_reference(loaded, encoder, tasks, 
 def test_a_backend_that_cannot_run_here_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     source = recipe_with(svgd={"backend": "triton"}).source
-    with pytest.raises(UserError, match=r"^source.svgd.backend: .* particles are on cpu, not on an NVIDIA GPU"):
+    with pytest.raises(UserError, match=r"^source.svgd.backend: .* cpu is not an NVIDIA GPU"):
         svgd_backend(source, torch.zeros(3, 5, 32))
 
 

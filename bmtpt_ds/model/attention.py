@@ -5,7 +5,6 @@ Symbols: d values of a head, Q query tokens and K key tokens of a row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -15,19 +14,12 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.model.packed import Span, Spans, kind_of
+from bmtpt_ds.triton_support import power_of_two
 
 _TILE = 64  # tokens
 _NARROW_TILE = 32  # of keys, where registers or shared memory are too few
-_OLDEST = (8, 0)  # compute capability, with bfloat16
 _ALIGNED = 4  # numbers, of 4 bytes
 _SMALL_TILE = 16  # of targets, which are short; the least that a matrix unit takes
-
-
-def is_available() -> bool:
-    """Whether the kernels can run: Triton comes with torch for NVIDIA GPUs on Linux."""
-    if find_spec("triton") is None or torch.version.hip:
-        return False
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _OLDEST
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ class Tiling:
             "bias_row": 0 if position is None else position.stride(2),
             "scale": scale,
             "D": d,
-            "BLOCK_D": max(16, 1 << (d - 1).bit_length()),
+            "BLOCK_D": max(16, power_of_two(d)),
             "QUERIES": query_tile,
             "KEYS": key_tile,
             "BIAS": position is not None,

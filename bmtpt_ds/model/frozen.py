@@ -18,6 +18,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseGate
 from bmtpt_ds.model.norm import FrozenNorm
 from bmtpt_ds.model.packed import Spans, kind_of
 from bmtpt_ds.model.whole_block import can_be_whole, run_whole
+from bmtpt_ds.triton_support import why_no_kernels
 
 # Where blocks run whole. A CPU has its own ways of sparing work, in the layers below; wider numbers do not go through a
 # GPU's matrix units, and are for checks.
@@ -68,6 +69,7 @@ def _block_forward(
     whole = (
         spans is not None
         and (hidden_states.device.type, hidden_states.dtype) in WHOLE
+        and not why_no_kernels(hidden_states.device)
         and not (block.training and attention.dropout)
         and all(weight.numel() for weight in weights)  # ZeRO-3 may gather layer by layer
     )

@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerSelfAttention,
 )
 
-from bmtpt_ds.model.attention import Tiling, attend, attend_gradient, is_available, tiling_of
+from bmtpt_ds.model.attention import Tiling, attend, attend_gradient, tiling_of
 from bmtpt_ds.model.norm import norm_gradient, normed
 from bmtpt_ds.model.packed import Spans, kind_of
 
@@ -26,8 +26,6 @@ Kept = list[Tensor]  # for the backward pass: what a layer adds last its gradien
 
 def can_be_whole(block: nn.Module) -> bool:
     """Whether this file has the block's gradient: its feed-forward layer has ReLU, or a gate with GELU's tanh form."""
-    if not is_available():
-        return False
     dense = block.layer[-1].DenseReluDense
     if isinstance(dense, T5DenseGatedActDense):
         return isinstance(dense.act, nn.GELU) and dense.act.approximate == "tanh"

@@ -5,20 +5,19 @@ Symbols: M particles, D numbers in a particle.
 
 import logging
 import math
-import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from bmtpt_ds.triton_support import is_interpreted, power_of_two, why_no_kernels
 
 from .backend import Diagnostics, KernelOptions, State, Update
 from .reference import Direction
 
 _LOGGER = logging.getLogger(__name__)
 MOST_PARTICLES = 32
-OLDEST = (8, 0)  # compute capability
 _NARROWEST = 128  # columns of a tile: what a warp loads at once
 # the largest tile whose theta, scores and moments stay in registers across the barrier, 32 numbers of each a thread
 _HELD_PARTICLES, _HELD_COLUMNS = 5, 1024
@@ -32,27 +31,13 @@ _INTERPRETED_PROGRAMS = 3  # a stand-in for the multiprocessors that a CPU does 
 
 def why_not(particles: Tensor) -> str | None:
     """What keeps these particles from this backend; None if nothing does."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
     if particles.dtype != torch.float32:
         return f"particles are {str(particles.dtype).removeprefix('torch.')}, not float32"
     if len(particles) > MOST_PARTICLES:
         return f"there are {len(particles)} particles, more than {MOST_PARTICLES}"
     if not particles.is_contiguous():
         return "particles are not contiguous"
-    if is_interpreted():
-        return None if particles.device.type == "cpu" else f"particles are on {particles.device}, kernels interpreted"
-    if particles.device.type != "cuda" or torch.version.hip:
-        return f"particles are on {particles.device.type}, not on an NVIDIA GPU"
-    capability = torch.cuda.get_device_capability(particles.device)
-    if capability < OLDEST:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}, below {OLDEST[0]}.{OLDEST[1]}"
-    return None
-
-
-def is_interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU, one program after another."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return why_no_kernels(particles.device)
 
 
 class Grid(NamedTuple):
@@ -67,7 +52,7 @@ class Grid(NamedTuple):
     @classmethod
     def plan(cls, M: int, D: int, most: int, *, hold: bool = True, block: int | None = None) -> "Grid":
         """At most `most` programs. Narrow tiles where there are few columns, so that all multiprocessors get some."""
-        rows = _power_of_two(M)
+        rows = power_of_two(M)
         hold = hold and M <= _HELD_PARTICLES and math.ceil(D / most) <= _HELD_COLUMNS
         if block is None:
             block = _HELD_COLUMNS if hold else max(_NARROWEST, _TILE // max(rows, 4))
@@ -205,13 +190,13 @@ def kernel_arguments(
         "D": D,
         "count": M,
         "M": M,
-        "ROWS": _power_of_two(M),
+        "ROWS": power_of_two(M),
         "BLOCK": grid.block,
         "GRID": grid.programs,
         "TILES": grid.tiles,
         "PAIRS": M * (M - 1) // 2,
         "SLOTS": _slots(M),
-        "CHUNK": max(1, min(_CHUNK // _slots(M), _power_of_two(grid.programs))),
+        "CHUNK": max(1, min(_CHUNK // _slots(M), power_of_two(grid.programs))),
         **_kernel_numbers(options, M, D),
         **_update_numbers(update),
     }
@@ -260,9 +245,4 @@ def _log(beta: float) -> float:
 
 
 def _slots(M: int) -> int:
-    return _power_of_two(M * (M - 1) // 2 + 2)
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest one that is not below n >= 1."""
-    return 1 << (n - 1).bit_length()
+    return power_of_two(M * (M - 1) // 2 + 2)

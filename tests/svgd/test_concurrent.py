@@ -9,7 +9,8 @@ import torch.multiprocessing as mp
 
 from bmtpt_ds.svgd import init_state, svgd_step_
 from bmtpt_ds.svgd.backend import KernelOptions, Update
-from bmtpt_ds.svgd.fused import Grid, Workspace, is_interpreted, kernel_arguments
+from bmtpt_ds.svgd.fused import Grid, Workspace, kernel_arguments
+from bmtpt_ds.triton_support import is_interpreted
 
 pytest.importorskip("triton")
 if not is_interpreted():

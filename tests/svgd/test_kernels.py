@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bmtpt_ds.svgd import choose_backend, init_state, svgd_direction, svgd_step_
-from bmtpt_ds.svgd.fused import Fused, Grid, is_interpreted
+from bmtpt_ds.svgd.fused import Fused, Grid
+from bmtpt_ds.triton_support import is_interpreted
 
 pytest.importorskip("triton")
 
