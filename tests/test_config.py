@@ -77,6 +77,9 @@ def test_kappa_is_all_tasks_unless_said(tmp_path: Path) -> None:
     assert load_recipe(file, ["source.tasks_per_step=2"]).source.kappa == 2
 
 
-def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("about", ["", "stage: source\n", "stage: adapt\nparticles: runs/source\n"])
+def test_resolved_recipe_reads_back_the_same(tmp_path: Path, about: str) -> None:
     recipe = load_recipe("first_run", ["target.sigma=1e5"])
-    assert load_recipe(write(tmp_path / "again.yaml", recipe.to_yaml())) == recipe
+    again = write(tmp_path / "config.yaml", about + recipe.to_yaml())  # as a run writes it
+    assert load_recipe(again) == recipe
+    assert load_recipe(write(tmp_path / "child.yaml", "defaults: config")) == recipe

@@ -263,14 +263,21 @@ def read_recipe_values(name_or_path: str) -> dict:
         UserError: missing file, YAML syntax, defaults of defaults.
     """
     path = find_recipe(name_or_path)
-    values = read_mapping(path)
+    values = _read(path)
     parent = values.pop("defaults", None)
     if parent is None:
         return values
-    base = read_mapping(_find_parent(path, str(parent)))
+    base = _read(_find_parent(path, str(parent)))
     if "defaults" in base:
         raise UserError(f"{path}: its defaults {parent!r} has defaults of its own; one level is allowed")
     return merged(base, values)
+
+
+def _read(path: Path) -> dict:
+    """A file's values. A run's config.yaml is a recipe too: what it says of the run itself is left out."""
+    values = read_mapping(path)
+    about = ("stage", "particles") if values.get("stage") in ("source", "adapt") else ()
+    return {key: value for key, value in values.items() if key not in about}
 
 
 def override_recipe(values: dict, overrides: list[str], source: str) -> Recipe:
