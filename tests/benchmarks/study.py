@@ -51,7 +51,7 @@ STUDIES = {
             7_500: (
                 *("bmtpt", "particles_1", "particles_3", "particles_10", "kappa_5", "shared_rows"),
                 *("median_none", "median_log_paper", "median_log_matched", "median_log_none"),
-                *("vocab", "likelihood_1", "likelihood_1000", "length_10", "length_40"),
+                *("likelihood_1000", "length_10", "length_40"),
             )
         },
         baselines=("bmtpt",),

@@ -29,7 +29,7 @@ def losses_figure(sources: Sequence[SourceSeeds]):
         (_draw_seeds if seeds else _draw_prompts)(panel, curves)
         losses = [loss for _, points in curves for _, of_step in points for loss in of_step]
         panel.set(xlabel="source step", ylabel="loss (nats a target token)")
-        _scale(panel, losses)
+        scale_positive(panel, losses)
         run, points = curves[0]
         count, what = len(points[-1][1]), "particle" if run.method == "bmtpt" else "prompt"
         title = f"{name}, {count} {what}{'s' * (count > 1)}{f', {len(curves)} seeds' * seeds}"
@@ -75,7 +75,7 @@ def _thinned(points: Points) -> Points:
     return points[:: -(-len(points) // _MOST_POINTS)] if points else []
 
 
-def _scale(panel, drawn: Sequence[float]) -> None:
+def scale_positive(panel, drawn: Sequence[float]) -> None:
     """The axis of positive values: from 0, or logarithmic where the small ones would lie flat on it."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -115,7 +115,7 @@ def svgd_figure(sources: Sequence[SourceSeeds]):
     right.set_title("Drive (lines) and repulsion (dashed)", fontsize=11)
     for panel in below:
         panel.set(xlabel="source step", ylabel="units of embeddings")
-        _scale(panel, [apart for points in spreads.values() for _, apart in points])
+        scale_positive(panel, [apart for points in spreads.values() for _, apart in points])
         panel.set_title("Spread: median distance of two particles", fontsize=11)
     for panel in (left, right, *below):
         panel.xaxis.set_major_locator(_whole_steps())
