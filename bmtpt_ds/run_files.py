@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bmtpt_ds.config import RunConfig
+from bmtpt_ds.config.recipe import STAGES, recipe_part
 from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError
 
@@ -37,8 +38,7 @@ def read_run_recipe(path: Path) -> tuple[str, dict]:
             why, run = "a file", f"its folder, {path.parent}" if (path.parent / CONFIG).is_file() else run
         raise UserError(f"{path}: not a run's directory ({why}); give {run}")
     values = read_config(config)
-    values.pop("particles", None)
-    return values.pop("stage"), values
+    return values["stage"], recipe_part(values)
 
 
 def started_from(path: Path) -> str | None:
@@ -57,6 +57,6 @@ def read_config(file: Path) -> dict:
         values = parse_yaml(file.read_text(), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(values, dict) or values.get("stage") not in ("source", "adapt"):
+    if not isinstance(values, dict) or values.get("stage") not in STAGES:
         raise Foreign(f"{file}: not written by bmtpt; give another folder")
     return values

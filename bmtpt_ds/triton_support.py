@@ -1,7 +1,6 @@
 """Where Triton's kernels run: SVGD's, and attention's within T5."""
 
 import os
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -11,7 +10,7 @@ _OLDEST = (8, 0)  # compute capability: the first that multiplies bfloat16
 
 def why_no_kernels(device: torch.device) -> str | None:
     """What keeps Triton's kernels from a device; None if nothing does."""
-    if not _is_installed():
+    if find_spec("triton") is None:
         return "triton is not installed"
     if is_interpreted():
         return None if device.type == "cpu" else f"kernels are interpreted, on the CPU, not on {device}"
@@ -31,8 +30,3 @@ def is_interpreted() -> bool:
 def power_of_two(n: int) -> int:
     """The smallest one that is not below n >= 1: a tile's sides are such."""
     return 1 << (n - 1).bit_length()
-
-
-@cache  # each layer of each step asks, and it looks through folders
-def _is_installed() -> bool:
-    return find_spec("triton") is not None

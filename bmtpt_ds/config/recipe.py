@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 NOT_TASKS = {"mean", "best", "best_step"}  # stand beside the tasks' names in the log's validation lines
 Damping = Annotated[float, Field(gt=0, le=1)]
+STAGES = ("source", "adapt")  # which of them a run was, its config.yaml says beside the recipe
 
 
 class ModelConfig(Section):
@@ -263,20 +264,19 @@ def read_recipe_values(name_or_path: str) -> dict:
         UserError: missing file, YAML syntax, defaults of defaults.
     """
     path = find_recipe(name_or_path)
-    values = _read(path)
+    values = recipe_part(read_mapping(path))
     parent = values.pop("defaults", None)
     if parent is None:
         return values
-    base = _read(_find_parent(path, str(parent)))
+    base = recipe_part(read_mapping(_find_parent(path, str(parent))))
     if "defaults" in base:
         raise UserError(f"{path}: its defaults {parent!r} has defaults of its own; one level is allowed")
     return merged(base, values)
 
 
-def _read(path: Path) -> dict:
-    """A file's values. A run's config.yaml is a recipe too: what it says of the run itself is left out."""
-    values = read_mapping(path)
-    about = ("stage", "particles") if values.get("stage") in ("source", "adapt") else ()
+def recipe_part(values: dict) -> dict:
+    """A file's values; of a run's config.yaml, which is a recipe too, without what it says of the run itself."""
+    about = ("stage", "particles") if values.get("stage") in STAGES else ()
     return {key: value for key, value in values.items() if key not in about}
 
 

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bmtpt_ds.data.tokens import IGNORE, Batch
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.model.frozen import use_frozen_layers
+from bmtpt_ds.model.frozen import runs_whole, use_frozen_layers
 from bmtpt_ds.model.packed import (
     ATTENTION,
     Span,
@@ -87,7 +87,7 @@ class Backbone(T5ForConditionalGeneration):
             Span(len(bucket.source_ids), tokens, tokens, bias, mask, padding)
             for bucket, tokens, mask, padding in zip(buckets, lengths, masks, paddings, strict=True)
         ]
-        encoded = through_blocks(self.encoder, hidden, Spans(encoder=spans))
+        encoded = through_blocks(self.encoder, hidden, Spans(encoder=spans, whole=runs_whole(hidden)))
         if buckets[0].labels is None:
             return encoded
         return self._decode(encoded, spans, [bucket.labels for bucket in buckets])
@@ -106,7 +106,8 @@ class Backbone(T5ForConditionalGeneration):
             n, tokens = len(of_bucket), of_bucket[0].numel()
             own.append(Span(n, tokens, tokens, bias, texts=tokens // of_bucket.shape[-1]))
             cross.append(Span(n, tokens, span.keys, mask=span.mask, padding=span.padding))
-        decoded = hidden = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross), encoded)
+        of_all = Spans(decoder=own, cross=cross, whole=runs_whole(hidden))
+        decoded = hidden = through_blocks(self.decoder, hidden, of_all, encoded)
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.model_dim**-0.5
         return encoded[0], decoded[0], self.lm_head(hidden)[0]

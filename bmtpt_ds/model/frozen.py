@@ -41,6 +41,11 @@ def use_frozen_layers(model: nn.Module) -> None:
             block.forward = partial(_block_forward, block, list(block.parameters()))
 
 
+def runs_whole(hidden: torch.Tensor) -> bool:
+    """Whether blocks run whole on such states; asked once a call of the model."""
+    return (hidden.device.type, hidden.dtype) in WHOLE and not why_no_kernels(hidden.device)
+
+
 def use_trainable_layers(model: nn.Module) -> None:
     """Takes `use_frozen_layers` back, in place: this file's layers give no gradient to weights, transformers' do.
 
@@ -68,8 +73,7 @@ def _block_forward(
     attention = block.layer[0].SelfAttention
     whole = (
         spans is not None
-        and (hidden_states.device.type, hidden_states.dtype) in WHOLE
-        and not why_no_kernels(hidden_states.device)
+        and spans.whole
         and not (block.training and attention.dropout)
         and all(weight.numel() for weight in weights)  # ZeRO-3 may gather layer by layer
     )

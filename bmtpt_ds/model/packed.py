@@ -50,6 +50,7 @@ class Spans:
     encoder: Sequence[Span] = ()
     decoder: Sequence[Span] = ()
     cross: Sequence[Span] = ()
+    whole: bool = False  # whether blocks run as one node of autograd
     tilings: dict[str, Any] = field(default_factory=dict)  # what `attention.py` makes of each, for all layers
 
     def of(self, attention: T5Attention) -> Sequence[Span]:

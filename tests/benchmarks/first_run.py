@@ -20,9 +20,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bmtpt_ds.experiments.reporting.records import read_lines
 from bmtpt_ds.experiments.reporting.source_plots import scale_positive
 from bmtpt_ds.files import write_atomically
-from bmtpt_ds.readable import mean_and_spread
+from bmtpt_ds.readable import plus_minus
 from bmtpt_ds.run_files import METRICS, RESULTS, RUNS
 from tests.launch import deepspeed, plain, run
 
@@ -46,23 +47,19 @@ def measure(model: str, data: Path, dtype: str, folder: Path) -> dict[str, Any]:
         adapt = ("adapt", *recipe, *targets, "--particles", particles, "--run-dir", place, "--resume")
         run(plain(*adapt), folder / f"{start}.log", seconds=LIMIT)
         scores[start] = json.loads((place / RESULTS).read_text())["tasks"]
-        losses[start] = {f"{t}-{seed}": lines_of(place / RUNS / f"{t}-{seed}") for t in TARGETS for seed in SEEDS}
+        losses[start] = {
+            f"{t}-{seed}": read_lines(place / RUNS / f"{t}-{seed}" / METRICS) for t in TARGETS for seed in SEEDS
+        }
     zero_shot = folder / "zero_shot.json"
     evaluate = ("evaluate", "--prompt", source, "--task", *TARGETS, "--json", zero_shot)
     run(plain(*evaluate), folder / "zero_shot.log", seconds=LIMIT)
     return {
         "versions": json.loads((source / RESULTS).read_text())["versions"],
-        "source": lines_of(source),
+        "source": read_lines(source / METRICS),
         "zero_shot": json.loads(zero_shot.read_text())["tasks"],
         "adapted": scores,
         "target": losses,
     }
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """What a run logged of its losses and validations."""
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [line for line in lines if "loss" in line or "validation" in line]
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -70,7 +67,8 @@ def table(found: Mapping[str, Any]) -> str:
     zero_shot = [found["zero_shot"][task] for task in TARGETS]
     rows = {"the mean at zero shots": [f"{score['score']:.1f}" for score in zero_shot]}
     for start, title in STARTS.items():
-        rows[title] = [mean_and_spread(found["adapted"][start][task]["scores"]) for task in TARGETS]
+        of_tasks = [found["adapted"][start][task] for task in TARGETS]
+        rows[title] = [plus_minus(scored["score"], scored["std"]) for scored in of_tasks]
     rows["majority class"] = [f"{score['majority']:.1f}" for score in zero_shot]
     return "\n".join(lines + [f"{title:<28}" + "".join(f"{cell:>16}" for cell in row) for title, row in rows.items()])
 
@@ -116,7 +114,7 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
 def _draw_scores(axes, tasks: Mapping[str, Any], shift: float, colour: str) -> None:
     for place, task in enumerate(TARGETS):
         of_seeds = tasks[task]["scores"]
-        axes.bar(place + shift, sum(of_seeds) / len(of_seeds), 0.38, color=colour)
+        axes.bar(place + shift, tasks[task]["score"], 0.38, color=colour)
         axes.plot([place + shift] * len(of_seeds), of_seeds, "o", ms=3.5, color="black", alpha=0.6)
 
 
