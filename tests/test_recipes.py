@@ -122,7 +122,7 @@ def test_the_study_calls_one_thing_bmtpt() -> None:
     grids = [f"study/{path.stem}" for path in RECIPES.glob("study/*.yaml")]
     variants = {name: load_scale(name, []).variants.get("bmtpt") for name in grids}
     said = {name: changes for name, changes in variants.items() if changes is not None}
-    assert len(said) == 4 and all(changes == said["study/core"] for changes in said.values()), said
+    assert len(said) == 5 and all(changes == said["study/core"] for changes in said.values()), said
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

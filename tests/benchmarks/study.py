@@ -45,6 +45,9 @@ STUDIES = {
         },
         baselines=("prompt_tuning", "vanilla", "vanilla_short"),
     ),
+    "ten_seeds": Budgets(
+        steps={1500: ("bmtpt", "vanilla")}, row_passes={15_000: ("bmtpt", "vanilla")}, baselines=("vanilla",)
+    ),
     "ablations": Budgets(
         steps={},
         row_passes={
