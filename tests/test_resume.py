@@ -98,9 +98,11 @@ def _moves_on(run_dir: Path) -> Callable[[], bool]:
 
 
 def _kill_after(command: list[str], run_dir: Path, log: Path, delay: float) -> bool:
-    """Kills a run so long after its first sign of life; False if it was at its end by then."""
+    """Kills a run so long after its first sign of life; False if it was at its end by then, or before: one that is
+    killed between its last word and its exit has nothing left to do."""
+    moved = _moves_on(run_dir)
     with launch.started(command, log) as job:
-        job.until(_moves_on(run_dir), "a line or a checkpoint")
+        job.until(lambda: moved() or job.process.poll() == 0, "a line or a checkpoint")
         time.sleep(delay)
         if job.process.poll() is not None:
             assert job.process.returncode == 0, job.text
