@@ -87,27 +87,28 @@ class Backbone(T5ForConditionalGeneration):
             Span(len(bucket.source_ids), tokens, tokens, bias, mask, padding)
             for bucket, tokens, mask, padding in zip(buckets, lengths, masks, paddings, strict=True)
         ]
-        encoded = through_blocks(self.encoder, hidden, Spans(encoder=spans, whole=runs_whole(hidden)))
+        of_encoder = Spans(encoder=spans, whole=runs_whole(hidden))
+        encoded = through_blocks(self.encoder, hidden, of_encoder)
         if buckets[0].labels is None:
             return encoded
-        return self._decode(encoded, spans, [bucket.labels for bucket in buckets])
+        return self._decode(encoded, of_encoder, [bucket.labels for bucket in buckets])
 
     def _decode(
         self,
         encoded: torch.Tensor,  # [1, tokens, H]
-        encoder_spans: Sequence[Span],
+        of_encoder: Spans,
         labels: Sequence[torch.Tensor],  # of each bucket [N, T] or [N, C, T]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ids = torch.cat([self._shift_right(of_bucket).flatten() for of_bucket in labels])
         hidden = self.shared(ids)[None]
         bias = position_bias(self.decoder, max(of_bucket.shape[-1] for of_bucket in labels), hidden)
         own, cross = [], []
-        for of_bucket, span in zip(labels, encoder_spans, strict=True):
+        for of_bucket, span in zip(labels, of_encoder.encoder, strict=True):
             n, tokens = len(of_bucket), of_bucket[0].numel()
             own.append(Span(n, tokens, tokens, bias, texts=tokens // of_bucket.shape[-1]))
             cross.append(Span(n, tokens, span.keys, mask=span.mask, padding=span.padding))
-        of_all = Spans(decoder=own, cross=cross, whole=runs_whole(hidden))
-        decoded = hidden = through_blocks(self.decoder, hidden, of_all, encoded)
+        of_decoder = Spans(decoder=own, cross=cross, whole=of_encoder.whole)
+        decoded = hidden = through_blocks(self.decoder, hidden, of_decoder, encoded)
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.model_dim**-0.5
         return encoded[0], decoded[0], self.lm_head(hidden)[0]
