@@ -1,5 +1,6 @@
 """The command line: parses, calls one function, prints."""
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -46,21 +47,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """The process's entry: `main`, then an end that no thread of a library can turn into another status.
 
-    A rank that ends while others are gone would be aborted by the threads of its process group, and the launcher would
-    report that in place of our status.
+    A thread of the process group that wants something of Python while that is taken down aborts the process, and the
+    launcher would report that in place of our status. So Python is not taken down.
     """
     try:
         status = main()
     except SystemExit as end:  # argparse's
         status = end.code if isinstance(end.code, int) else 1
+    if status == 0:
+        _end_libraries()
     try:
         end_output()
     except UserError as mistake:  # of what argparse has printed
         print_line(f"bmtpt: {mistake}")
         status = status or 2
-    if status == 0:
-        sys.exit(0)
     os._exit(status)
+
+
+def _end_libraries() -> None:
+    """What they have to do at a good end of the process, but for taking down Python."""
+    atexit._run_exitfuncs()
+    mpi = sys.modules.get("mpi4py.MPI")  # where mpirun started us
+    if mpi and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()  # it takes a rank that goes without for one that has crashed, and ends the others
 
 
 def command_line() -> Parser:

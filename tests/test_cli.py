@@ -40,6 +40,27 @@ def test_what_a_login_node_needs_imports_nothing_heavy(module: str) -> None:
     assert found.stdout.split() == []
 
 
+def test_a_librarys_thread_at_work_when_all_is_done_changes_no_status() -> None:
+    """Ended as Python ends itself, such a process is aborted: a thread comes back from the store and finds no Python."""
+    code = """
+import atexit, threading, time, torch
+from bmtpt_ds import cli
+
+store = torch.distributed.HashStore()
+def beat():
+    while True:
+        store.add("beats", 1)
+
+atexit.register(print, "said at the end")
+threading.Thread(target=beat, daemon=True).start()
+time.sleep(0.1)
+cli.main = lambda: 0
+cli.program()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "said at the end\n", "")
+
+
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
 
