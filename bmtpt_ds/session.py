@@ -67,7 +67,10 @@ class Session:
         where += f" on {nodes} nodes" if nodes > 1 else ""
         layout = f"sharded over {where} (ZeRO-3)" if self.model.stage == 3 else f"whole on each of {where}"
         layout = layout if ranks.world > 1 else f"on {where}"
-        return f"model {model.name_or_path}: {count:,} parameters, {model.dtype}, {layout}"
+        dtype = str(model.dtype)
+        if dtype == "bfloat16" and ranks.device.type == "cpu" and not _computes_bfloat16():
+            dtype += " (tens of times slower than float32 here: this CPU has no instructions for it)"
+        return f"model {model.name_or_path}: {count:,} parameters, {dtype}, {layout}"
 
     def identity(self) -> dict:
         """What a file of prompts belongs to, and how it came about."""
@@ -161,6 +164,11 @@ def settle_activations(
         return f"activations {'recomputed' if model.backbone.checkpoints_activations else 'kept'}, as the {who} says"
     length, target = longest
     return str(model.choose_checkpointing(cells_per_step, length, run.max_tokens_per_micro_batch, target))
+
+
+def _computes_bfloat16() -> bool:
+    """Whether torch has more than a plain loop for products of bfloat16 matrices on this CPU."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from bmtpt_ds.data.ahead import Ahead
 from bmtpt_ds.model.backbone import Backbone
 from bmtpt_ds.parallel import Grid, Ranks
 
-SLEEP = 0.05  # seconds
+SLEEP = 0.15  # seconds; half of it is more than a busy machine adds to a phase of milliseconds
 PLACES = {  # what is called once in the phase; `broadcast` is three times in the target stage
     "data": (Ahead, "take"),
     "forward": (Backbone, "row_losses"),

@@ -41,7 +41,7 @@ def test_what_a_login_node_needs_imports_nothing_heavy(module: str) -> None:
 
 
 def test_a_librarys_thread_at_work_when_all_is_done_changes_no_status() -> None:
-    """Ended as Python ends itself, such a process is aborted: a thread comes back from the store and finds no Python."""
+    """Where Python takes itself down, the thread comes back from the store, finds none and aborts the process."""
     code = """
 import atexit, threading, time, torch
 from bmtpt_ds import cli

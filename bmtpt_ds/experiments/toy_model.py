@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 from bmtpt_ds.data.tokens import TokenRow, collate, load_tokenizer
 from bmtpt_ds.errors import written
 from bmtpt_ds.experiments import toy_world
-from bmtpt_ds.experiments.toy_world import instructed, vocabulary
+from bmtpt_ds.experiments.toy_world import pretraining_text, vocabulary
 from bmtpt_ds.files import write_atomically
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.stopping import StopSignal
@@ -84,7 +84,7 @@ def _make_tokenizer(folder: Path, tasks: Sequence[Task]) -> PreTrainedTokenizerB
     import sentencepiece
 
     draw, words = Random(0), list(vocabulary(tasks))
-    text = words * 100 + [text for _ in range(1000) for text in instructed(tasks, draw)]
+    text = words * 100 + [text for _ in range(1000) for text in pretraining_text(tasks, draw)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text),
@@ -125,7 +125,7 @@ def _pretrain(
                 group["lr"] = _RATE * learning_rate_factor(
                     step, steps=steps, warmup_steps=steps // 7, schedule="linear"
                 )
-            examples = [instructed(tasks, draw) for _ in range(_BATCH)]
+            examples = [pretraining_text(tasks, draw) for _ in range(_BATCH)]
             sources, targets = (tokenizer([e[i] for e in examples]).input_ids for i in (0, 1))
             rows = [TokenRow(*pair) for pair in zip(sources, targets, strict=True)]
             (batch,) = collate([rows], 0).on(model.device)

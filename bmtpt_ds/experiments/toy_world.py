@@ -25,6 +25,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 SHARED_RULE = "feeling"  # of all tasks of the demo
 _SENTENCE = "{tense} {person} saw {number} {feeling} {size} {colour} {kind} in the {place}"
+_UNNAMED = 0.125  # share of pretraining's texts that name no rule
 _MOST_FILLERS = 6  # words without meaning in front of a text of pretraining: where the prompt will be
 # Real vocabularies hold tens of thousands of words: a prompt that starts from random rows rarely holds a rule's name.
 FILLERS = tuple(f"{a}{b}{c}{d}" for a in "bdfgklmrvz" for b in "aeio" for c in "nprstl" for d in "aiue")
@@ -46,12 +47,17 @@ def rows_of(topic: str, rule: str, count: int, draw: Random) -> list[Row]:
     return list(rows.values())
 
 
-def instructed(tasks: Sequence[Task], draw: Random) -> Example:
-    """A text of pretraining: a row of some task, labelled by some rule, with that rule's name in front."""
+def pretraining_text(tasks: Sequence[Task], draw: Random) -> Example:
+    """A row of some task, labelled by some rule, with that rule's name in front.
+
+    In a few the name is missing: else some rule would be the model's habit where none is named, which one by chance,
+    and a prompt would have little to supply to tasks of that rule.
+    """
     task, rule = draw.choice(tasks), draw.choice(list(RULES))
     example = task.example(row_of(task.name, rule, draw), labels="words")
     front = [draw.choice(FILLERS) for _ in range(draw.randint(0, _MOST_FILLERS))]
-    front.insert(draw.randint(0, len(front)), rule)
+    if draw.random() >= _UNNAMED:
+        front.insert(draw.randint(0, len(front)), rule)
     return Example(" ".join([*front, example.source]), example.target)
 
 

@@ -11,7 +11,7 @@ from bmtpt_ds.config import load_recipe
 from bmtpt_ds.data.tokens import load_tokenizer
 from bmtpt_ds.experiments.demo import TARGETS
 from bmtpt_ds.experiments.toy_model import toy_model
-from bmtpt_ds.experiments.toy_world import FILLERS, RULES, SHARED_RULE, instructed, rows_of, vocabulary
+from bmtpt_ds.experiments.toy_world import FILLERS, RULES, SHARED_RULE, pretraining_text, rows_of, vocabulary
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import Task, get_task
 
@@ -42,16 +42,24 @@ def test_no_text_of_a_task_names_a_rule(tasks: list[Task]) -> None:
             assert not words & {*RULES, *FILLERS}
 
 
-def test_instructions_name_one_rule_and_the_answer_follows_it(tasks: list[Task]) -> None:
-    draw = Random(2)
+def test_an_instruction_names_one_rule_and_the_answer_follows_it(tasks: list[Task]) -> None:
+    draw, unnamed = Random(2), []
     for _ in range(300):
-        source, target = instructed(tasks, draw)
+        source, target = pretraining_text(tasks, draw)
         words = source.split()
-        (rule,) = set(words) & set(RULES)
         (task,) = (t for t in tasks if f"topic: {t.name} text:" in source)
-        side = int(bool(set(RULES[rule][1]) & set(words[words.index("text:") :])))
-        assert target == task.label_texts("words")[side]
-        assert set(words[: words.index("topic:")]) - {rule} <= set(FILLERS)
+        label, shown = task.label_texts("words").index(target), set(words[words.index("text:") :])
+        agrees = {rule: bool(set(sides[1]) & shown) == label for rule, sides in RULES.items()}
+        named = set(words) & set(RULES)
+        assert set(words[: words.index("topic:")]) - named <= set(FILLERS)
+        if named:
+            (rule,) = named
+            assert agrees[rule]
+        else:
+            unnamed.append(agrees)
+    assert 20 <= len(unnamed) <= 60  # one in eight, 37
+    # and no rule is the habit there: one that is drawn from eight agrees with each in 9 texts of 16
+    assert all(sum(agrees[rule] for agrees in unnamed) < 0.85 * len(unnamed) for rule in RULES)
 
 
 def test_words_tell_rules_apart(tasks: list[Task]) -> None:
