@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import platform
 import re
 import shlex
 import subprocess
@@ -284,6 +285,16 @@ def test_durations(seconds: float, said: str) -> None:
 )
 def test_bytes(count: int, said: str) -> None:
     assert readable_bytes(count) == said
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks an x86's list of instructions")
+def test_a_cpu_without_instructions_for_bfloat16_is_said(recipe: Path, tmp_path: Path, capsys) -> None:
+    """oneDNN has bfloat16 from AVX-512 on; without it a plain loop of torch takes its place."""
+    settings = ["--set", "model.dtype=bfloat16", "--set", "source.steps=1", "--set", "source.warmup_steps=0"]
+    assert main(["source", "--config", str(recipe), "--run-dir", str(tmp_path / "run"), *settings]) == 0
+    (model,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("model "))
+    has = {"avx512bw", "avx512vl", "avx512dq"} <= set(Path("/proc/cpuinfo").read_text().split())
+    assert ("bfloat16, on" in model) == has and ("bfloat16 (tens of times slower" in model) != has, model
 
 
 def test_plain_lines_say_what_the_metrics_say(recipe: Path, tmp_path: Path, capsys) -> None:
