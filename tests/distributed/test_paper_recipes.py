@@ -70,7 +70,7 @@ def runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
     for name, (recipe, tasks) in ADAPTATIONS.items():
         settings = (*TARGET, f"target.tasks=[{', '.join(tasks)}]")
         commands[name] = command("adapt", recipe, name, settings, "--particles", folder / "source")
-    seen = launch.run_commands(list(commands.values()), folder / "job", ranks=2, seconds=1200)
+    seen = launch.run_commands(list(commands.values()), folder / "job", ranks=2, seconds=2400)
     assert [s["status"] for s in seen] == [0] * len(commands)
 
     def run(name: str, said: str) -> Run:
