@@ -13,8 +13,8 @@ SPoT, and between particles.
 
     python -m tests.benchmarks.conflicting_sources [--folder DIR] [--steps 100] [--zero-shots-only] [--out FILE]
 
-12 to 27 minutes on one CPU core. --folder keeps model and runs: what is finished there is not done again. FILE.png is the
-plot. Ends with one JSON line.
+12 to 27 minutes on one CPU core. --folder keeps model and runs: what is finished there is not done again. FILE.png is
+the plot. Ends with one JSON line.
 """
 
 import argparse

@@ -39,8 +39,15 @@ def serve(path: str) -> None:
             with job:
                 if os.fork() == 0:
                     be_job(job)
-                    sys.exit()
+                    leave()
     shutil.rmtree(os.path.dirname(path))
+
+
+def leave() -> None:
+    """Ends a rank whose script has come to its end as `bmtpt` ends: a library's thread may not abort it any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def be_job(job: socket.socket) -> None:
