@@ -47,8 +47,7 @@ class Architecture:
     def parameters(self) -> int:
         norms = 2 * self.encoder_blocks + 3 * self.decoder_blocks + 2  # two or three a block, one behind each stack
         biases = 2 * self.position_buckets * self.heads  # in the first block of each stack
-        blocks = self.encoder_blocks * self._block(attentions=1) + self.decoder_blocks * self.block_parameters
-        return blocks + norms * self.hidden_size + biases + self.embedding_parameters
+        return sum(self.block_sizes) + norms * self.hidden_size + biases + self.embedding_parameters
 
     @property
     def embedding_parameters(self) -> int:
@@ -59,6 +58,11 @@ class Architecture:
     def block_parameters(self) -> int:
         """Of the matrices of a decoder block, the larger kind: of what ZeRO-3 gathers and lets go again."""
         return self._block(attentions=2)
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Of the matrices of each block, in the order of a forward pass."""
+        return [self._block(attentions=1)] * self.encoder_blocks + [self.block_parameters] * self.decoder_blocks
 
     def _block(self, attentions: int) -> int:
         feed_forward = (3 if self.gated else 2) * self.feed_forward_size

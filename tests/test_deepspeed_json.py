@@ -65,7 +65,6 @@ def test_shipped_json_is_accepted_by_deepspeed(name, dtype, monkeypatch):
         assert seen.zero_config.prefetch_bucket_size == BLOCK
         assert seen.zero_config.param_persistence_threshold == 5120
         assert seen.zero_config.max_live_parameters == 2 * BLOCK + EMBEDDING
-        assert seen.zero_config.leaf_module.classes == ["T5Block"]
 
 
 def test_the_situations_ship_and_the_readme_explains_each():

@@ -57,13 +57,14 @@ _ZERO: dict[str, Any] = {
     ),
     **dict.fromkeys(
         ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
-         "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold",
-         "zero_hpz_partition_size"),
+         "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_hpz_partition_size"),
         _COUNT,
     ),
-    "leaf_module": dict.fromkeys(("classes", "names", "name_suffixes"), _TEXTS),
     "offload_param": {"device": _DEVICE, "nvme_path": _TEXT, "pin_memory": _FLAG,
                       **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), _COUNT)},
+    # What is gathered as a unit: a T5 block, whatever these say.
+    "leaf_module": dict.fromkeys(("classes", "names", "name_suffixes"), _TEXTS),
+    "stage3_module_granularity_threshold": _COUNT,
     # About weight gradients, optimizer state or DeepSpeed's own checkpoints: without effect here, and part of every
     # stage 3 file that people bring along.
     "offload_optimizer": {"device": _DEVICE},
@@ -202,6 +203,8 @@ def resolve(
     resolved.setdefault("bf16", {}).setdefault("enabled", dtype == "bfloat16")
     zero = resolved.setdefault("zero_optimization", {})
     zero.setdefault("stage", 0)
+    for key in ("leaf_module", "stage3_module_granularity_threshold"):
+        zero.pop(key, None)  # DeepSpeed would look for blocks among the modules that it is given
     group = min(zero.get("zero_hpz_partition_size") or 1, world)
     if zero["stage"] == 3 and world % group:
         key = "zero_optimization.zero_hpz_partition_size"

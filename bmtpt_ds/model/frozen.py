@@ -6,7 +6,7 @@ pass as the parameter itself: ZeRO-3 gathers it there and takes it away again.
 Symbols: H hidden size, d values of a head, N rows of a span, Q query tokens and K key tokens of a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -37,8 +37,7 @@ def use_frozen_layers(model: nn.Module) -> None:
             module.act = nn.GELU(approximate="tanh")  # one kernel that keeps its input; theirs is eight and keeps four
     for block in model.modules():
         if type(block) is T5Block and can_be_whole(block):
-            # not a class of its own: DeepSpeed's JSON names T5Block as what is gathered as a unit
-            block.forward = partial(_block_forward, block, list(block.parameters()))
+            block.forward = partial(_block_forward, block)
 
 
 def runs_whole(hidden: torch.Tensor) -> bool:
@@ -60,7 +59,6 @@ def use_trainable_layers(model: nn.Module) -> None:
 
 def _block_forward(
     block: T5Block,
-    weights: Sequence[nn.Parameter],
     hidden_states: torch.Tensor,
     mask: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
@@ -71,13 +69,7 @@ def _block_forward(
 ) -> tuple[torch.Tensor, ...]:
     """A block's forward pass: packed rows on a GPU as one node of autograd, all else as transformers does it."""
     attention = block.layer[0].SelfAttention
-    whole = (
-        spans is not None
-        and spans.whole
-        and not (block.training and attention.dropout)
-        and all(weight.numel() for weight in weights)  # ZeRO-3 may gather layer by layer
-    )
-    if whole:
+    if spans is not None and spans.whole and not (block.training and attention.dropout):
         return run_whole(block, hidden_states, encoder_hidden_states, spans), position_bias
     named |= {} if spans is None else {"spans": spans}
     return T5Block.forward(block, hidden_states, mask, position_bias, encoder_hidden_states, *others, **named)

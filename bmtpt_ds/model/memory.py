@@ -6,8 +6,9 @@ weights are resident, smaller micro-batches cost little. Under ZeRO-3 each gathe
 long as some thousands of tokens' passes, whatever the model's size: both grow with its parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from bmtpt_ds.model.footprint import weight_bytes
@@ -15,7 +16,9 @@ from bmtpt_ds.model_folder import Architecture
 
 # share of the free memory that a micro-batch's activations may take: the allocator's fragments need the rest
 _MEMORY_SHARE = 0.5
-_MAX_LIVE = 10**9  # parameters, DeepSpeed's default
+# parameters, DeepSpeed's defaults
+_MAX_LIVE = _MAX_REUSE_DISTANCE = 10**9
+_PREFETCH_BUCKET_SIZE = 5 * 10**7
 
 # About where reading bfloat16 weights at 100 GB/s, twice, takes as long as forward and backward pass at 200 TFLOP/s:
 # 2 * 2 bytes / 1e11 against 4 FLOP * tokens / 2e14, both a parameter. An estimate, not measured.
@@ -43,6 +46,37 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         return f"activations {'recomputed' if self.recompute else 'kept'}: {self.why}"
+
+
+class Live(NamedTuple):
+    """How much of a T5's blocks ZeRO-3 has whole at a time, in parameters of their matrices."""
+
+    blocks: int  # of all of them, at most, but always the one at work
+    ahead: int  # gathered before their turn
+    reuse: int  # that wait for their backward pass after the forward pass
+
+    def kept(self, sizes: Sequence[int]) -> int:
+        """How many of the last blocks wait for their backward pass.
+
+        Args:
+            sizes: of all blocks, in the order of a forward pass.
+        """
+        totals = accumulate(reversed(sizes))
+        return sum(total <= min(self.reuse, self.blocks) for total in totals)
+
+
+def live_blocks(architecture: Architecture, zero: Mapping[str, Any]) -> Live:
+    """What the JSON leaves to the blocks beside the embeddings.
+
+    Args:
+        zero: the resolved DeepSpeed JSON's `zero_optimization`.
+    """
+    live = zero.get("stage3_max_live_parameters", _MAX_LIVE) - architecture.embedding_parameters
+    return Live(
+        blocks=max(0, live),
+        ahead=zero.get("stage3_prefetch_bucket_size", _PREFETCH_BUCKET_SIZE),
+        reuse=zero.get("stage3_max_reuse_distance", _MAX_REUSE_DISTANCE),
+    )
 
 
 def gathered_bytes(architecture: Architecture, bytes_per_value: int, zero: Mapping[str, Any]) -> int:

@@ -1,36 +1,30 @@
 """The frozen backbone in a DeepSpeed engine: built in shards, filled tensor by tensor, compared with its checkpoint."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
-import deepspeed.comm as dist
 import torch
 from transformers import T5Config
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import FREE_TEXT
 from bmtpt_ds.hub import find_model
-from bmtpt_ds.model.backbone import (
-    Backbone,
-    build_backbone,
-    checkpoint_activations,
-    prepared_config,
-    read_config,
-)
+from bmtpt_ds.model.backbone import Backbone, checkpoint_activations, prepared_config, read_config
 from bmtpt_ds.model.footprint import row_bytes
-from bmtpt_ds.model.memory import Choice, Share, activation_memory, choose, gathered_bytes, token_budget
+from bmtpt_ds.model.memory import Choice, Share, activation_memory, choose, gathered_bytes, live_blocks, token_budget
 from bmtpt_ds.model.shapes import shape
-from bmtpt_ds.model.weights import CheckpointReader, WeightsIdentity, fingerprint
+from bmtpt_ds.model.weights import CheckpointReader
 from bmtpt_ds.model_folder import Architecture, architecture_of, read_architecture
+from bmtpt_ds.parallel.building import Built, build_resident, build_sharded, without_blocks
 from bmtpt_ds.parallel.ranks import Ranks
-from bmtpt_ds.progress import Pass
+from bmtpt_ds.parallel.stored import Stored, fill, fill_at_random, verify, whole
 from bmtpt_ds.quiet import hush
-from bmtpt_ds.readable import readable_bytes
 
-_Fill = Callable[[Backbone], tuple[torch.Tensor | None, str]]  # -> fingerprints, if it has some; the weights' digest
+# fills tensors -> the fingerprints that they should have, if there are any; the weights' digest
+_Fill = Callable[[Sequence[Stored]], tuple[torch.Tensor | None, str]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Sharded:
     def embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [N, H] of the input embedding, in float32; all ranks must ask together."""
         weight = self.backbone.shared.weight
-        with _whole(weight):
+        with whole(weight):
             return weight.detach()[ids.to(weight.device)].float().to(self.ranks.device)
 
     def token_budget(self, asked: int | str, length: int, target_tokens: int = FREE_TEXT) -> int:
@@ -134,7 +128,7 @@ def load_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: in
     reader = ranks.first_does(lambda: CheckpointReader(folder))
     own_head = ranks.from_first(ranks.first_does(lambda: reader.has_own_head()))
     lay_out = _Layout(ranks, model, ds, read_architecture(folder), cells_per_step)
-    return lay_out(config, own_head, lambda backbone: _fill(ranks, backbone, reader, lay_out.dtype), folder)
+    return lay_out(config, own_head, lambda tensors: fill(ranks, tensors, reader, lay_out.dtype), folder)
 
 
 def random_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: int = 1) -> Sharded:
@@ -146,7 +140,12 @@ def random_backbone(ranks: Ranks, model: ModelConfig, ds: dict, cells_per_step: 
     values = shape(model.name_or_path)
     lay_out = _Layout(ranks, model, ds, architecture_of(values, model.name_or_path), cells_per_step)
     config = prepared_config(T5Config(**values), model.dropout)
-    return lay_out(config, not values["tie_word_embeddings"], _fill_at_random, None)
+
+    def at_random(tensors: Sequence[Stored]) -> tuple[None, str]:
+        fill_at_random(tensors, config.d_kv)
+        return None, "random"
+
+    return lay_out(config, not values["tie_word_embeddings"], at_random, None)
 
 
 class _Layout:
@@ -164,106 +163,27 @@ class _Layout:
             local_world=ranks.local_world,
         )
 
-    def __call__(self, config: T5Config, own_head: bool, fill: _Fill, folder: Path | None) -> Sharded:
+    def __call__(self, config: T5Config, own_head: bool, fill_in: _Fill, folder: Path | None) -> Sharded:
         ranks, ds, stage = self._ranks, self._ds, deepspeed_json.stage(self._ds)
         ranks.reuse_freed_memory(stage == 0)
-        # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of
-        # that name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
-        sharding = deepspeed.zero.Init(config_dict_or_path=ds) if stage == 3 else ranks.device
-        backbone = build_backbone(config, dtype=self.dtype, own_head=own_head, building=sharding)
-        expected, weights = fill(backbone)
-        with hush():  # in bfloat16 it prints its memory
-            engine, *_ = deepspeed.initialize(model=backbone, config=ds)
+        built = self._build(config, own_head, stage)
+        expected, weights = fill_in(built.tensors)
+        its_own = without_blocks(built.backbone) if stage == 3 else nullcontext()
+        with hush(), its_own:  # in bfloat16 it prints its memory
+            engine, *_ = deepspeed.initialize(model=built.backbone, config=ds)
         if expected is not None:
-            _verify(ranks, backbone, expected)
+            verify(ranks, built.tensors, expected)
+        backbone = engine.module
         _set_activation_checkpointing(backbone, self._model.activation_checkpointing, ds)
         backbone.train_while_tuning = backbone.train_while_tuning or self._model.dropout > 0
-        return Sharded(engine.module, folder, self._architecture, weights, stage, ds, ranks)
+        return Sharded(backbone, folder, self._architecture, weights, stage, ds, ranks)
 
-
-@contextmanager
-def _whole(parameter: torch.nn.Parameter, *, filled_by_first: bool = False) -> Iterator[None]:
-    """Inside, the parameter is whole; afterwards it is sharded again, as rank 0 filled it if it did."""
-    sharded = hasattr(parameter, "ds_id")
-    inner = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if filled_by_first else None)
-    with inner if sharded else nullcontext():
-        yield
-    if filled_by_first and not sharded and dist.get_world_size() > 1:
-        dist.broadcast(parameter.data, src=0)
-
-
-def _fill(
-    ranks: Ranks, backbone: Backbone, reader: CheckpointReader | None, dtype: torch.dtype
-) -> tuple[torch.Tensor, str]:
-    """Copies the checkpoint into the backbone, one tensor at a time.
-
-    Returns:
-        fingerprints [tensors] that the filled tensors should have (the same on all ranks), and the weights' digest.
-    """
-    marks, identity = [], WeightsIdentity()
-    size = sum(map(_bytes, backbone.parameters()))
-    with Pass("loading the model", size, shown=ranks.first, unit=readable_bytes) as progress:
-        for name, parameter in backbone.named_parameters():
-            stored = ranks.first_does(lambda name=name, p=parameter: reader.read_shaped(name, _shape(p)))
-            with _whole(parameter, filled_by_first=True):
-                if ranks.first:
-                    cast = stored.to(dtype)
-                    parameter.data.copy_(cast)
-                    identity.add(name, stored)
-                    marks.append(fingerprint(cast.contiguous()))
-            progress.advance(_bytes(parameter))
-    expected = torch.stack(marks) if marks else torch.zeros(sum(1 for _ in backbone.parameters()), dtype=torch.int64)
-    expected = expected.to(ranks.device)
-    ranks.broadcast_(expected)
-    return expected, ranks.from_first(identity.hexdigest())
-
-
-@torch.no_grad()
-def _fill_at_random(backbone: Backbone) -> tuple[None, str]:
-    """As T5 is initialised, about: activations stay of the size that they have in a trained model."""
-    for i, (name, parameter) in enumerate(backbone.named_parameters()):
-        held = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
-        if "layer_norm" in name:
-            held.data.fill_(1.0)
-            continue
-        wide = name.startswith("shared.") or "relative_attention_bias" in name
-        fan_in = 1 if wide else getattr(parameter, "ds_shape", parameter.shape)[-1]
-        if name.endswith(".q.weight"):  # T5 does not scale its scores
-            fan_in *= backbone.config.d_kv
-        generator = torch.Generator(held.device).manual_seed(i)  # a resident rank's are the others'
-        held.data.normal_(std=fan_in**-0.5, generator=generator)
-    return None, "random"
-
-
-def _bytes(parameter: torch.nn.Parameter) -> int:
-    """Of the whole parameter, wherever its parts are."""
-    return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-
-
-def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, wherever its parts are."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _verify(ranks: Ranks, backbone: Backbone, expected: torch.Tensor) -> None:
-    """Compares every tensor, as it lies in its shards, with the fingerprint of what was read."""
-    names, marks, sharded = [], [], False
-    for name, parameter in backbone.named_parameters():
-        names.append(name)
-        shard = getattr(parameter, "ds_tensor", None)
-        if shard is None:
-            marks.append(fingerprint(parameter.data.contiguous()))
-            continue
-        sharded = True
-        start = shard.numel() * dist.get_rank(parameter.ds_process_group)
-        inside = max(0, min(shard.numel(), parameter.ds_numel - start))
-        marks.append(fingerprint(shard.data.view(-1)[:inside], offset=start).to(ranks.device))
-    found = torch.stack(marks)
-    if sharded:
-        ranks.sum_(found)
-    wrong = [name for name, same in zip(names, (found == expected).tolist(), strict=True) if not same]
-    if ranks.any(bool(wrong)):
-        raise RuntimeError(f"rank {ranks.rank}: loaded weights differ from the checkpoint's: {', '.join(wrong[:5])}")
+    def _build(self, config: T5Config, own_head: bool, stage: int) -> Built:
+        to = {"dtype": self.dtype, "own_head": own_head, "device": self._ranks.device}
+        if stage != 3:
+            return build_resident(config, **to)
+        live = live_blocks(self._architecture, self._ds["zero_optimization"])
+        return build_sharded(config, **to, ds=self._ds, live=live)
 
 
 def _set_activation_checkpointing(backbone: Backbone, asked: bool | str, ds: dict) -> None:

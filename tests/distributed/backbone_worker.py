@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
-from deepspeed.utils import get_z3_leaf_modules
 from safetensors.torch import load_file, save_file
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import Batch, load_tokenizer
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone, sharding
+from bmtpt_ds.parallel.measure import gathered_weights
 
 
 def load(ranks: Ranks, model: str, ds: str) -> Sharded:
@@ -24,8 +24,10 @@ def load(ranks: Ranks, model: str, ds: str) -> Sharded:
 
 
 def held(backbone) -> dict[str, int]:
-    """Elements of each parameter that this rank holds beyond its shard; all of them where nothing is sharded."""
-    return {name: p.data.numel() for name, p in backbone.named_parameters()}
+    """Elements of each sharded parameter that this rank holds beyond its shard, and of the blocks' weights."""
+    weights = {f"{name}.weight": m.weight for name, m in backbone.named_modules() if isinstance(m, torch.nn.Linear)}
+    sharded = {name: p for name, p in backbone.named_parameters() if hasattr(p, "ds_id")}
+    return {name: t.data.numel() for name, t in (weights | sharded).items()}
 
 
 def shards(backbone) -> dict[str, list]:
@@ -33,23 +35,30 @@ def shards(backbone) -> dict[str, list]:
     return {name: [p.ds_numel, p.ds_tensor.numel()] for name, p in backbone.named_parameters() if hasattr(p, "ds_id")}
 
 
+def unsharded(backbone) -> dict[str, int]:
+    """Elements of each parameter that every rank has."""
+    return {name: p.numel() for name, p in backbone.named_parameters() if not hasattr(p, "ds_id")}
+
+
 def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     """What the rank holds after each stage of loading and after each step; its part of the batch computed."""
     seen = {}
-    build = sharding.build_backbone
+    build = sharding.build_sharded
 
     def build_and_look(*inputs, **named):
-        backbone = build(*inputs, **named)
-        seen["built"], seen["shards"] = held(backbone), shards(backbone)
-        return backbone
+        built = build(*inputs, **named)
+        backbone = built.backbone
+        seen["built"], seen["shards"], seen["unsharded"] = held(backbone), shards(backbone), unsharded(backbone)
+        return built
 
-    sharding.build_backbone = build_and_look
+    sharding.build_sharded = build_and_look
     try:
         sharded = load(ranks, model, "zero3_cpu")
     finally:
-        sharding.build_backbone = build
+        sharding.build_sharded = build
     seen["threshold"] = sharded.ds["zero_optimization"]["stage3_param_persistence_threshold"]
-    seen["units"] = [type(module).__name__ for module in get_z3_leaf_modules(sharded.backbone)]
+    sharded.backbone.eval()
+    seen["gathers"] = []
     seen["trainable"] = [name for name, p in sharded.backbone.named_parameters() if p.requires_grad]
     optimizers = (torch.optim.Optimizer, DeepSpeedOptimizer)
     seen["optimizers"] = [str(type(o)) for o in gc.get_objects() if isinstance(o, optimizers)]
@@ -61,8 +70,10 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     seen["after steps"] = []
     for _ in range(3):  # ZeRO-3 learns the order in the first pass and gathers ahead in the later ones
         prompts = batch["prompts"].clone().requires_grad_()
-        losses = sharded.backbone.row_losses(prompts, [rows])
-        losses.sum().backward()
+        with gathered_weights() as sent:
+            losses = sharded.backbone.row_losses(prompts, [rows])
+            losses.sum().backward()
+        seen["gathers"].append(sent)
         seen["after steps"].append(held(sharded.backbone))
     seen["gradients of weights"] = [name for name, p in sharded.backbone.named_parameters() if p.grad is not None]
     save_file({"losses": losses.detach(), "gradient": prompts.grad}, folder / f"{case}.rank{ranks.rank}.safetensors")
@@ -71,22 +82,21 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
 
 def load_with_wrong_weight(ranks: Ranks, model: str, wrong: str) -> str | None:
     """The error when one weight is not what the checkpoint has after filling."""
-    fill = sharding._fill
+    fill = sharding.fill
 
-    def fill_wrongly(ranks_, backbone, *inputs):
-        result = fill(ranks_, backbone, *inputs)
-        shard = dict(backbone.named_parameters())[wrong].ds_tensor
-        if ranks.rank == ranks.world - 1:
-            shard.data[:2] = shard.data[:2].flip(0)  # two neighbours change places: sums stay, order does not
+    def fill_wrongly(ranks_, tensors, *inputs):
+        result = fill(ranks_, tensors, *inputs)
+        here, _ = next(tensor for tensor in tensors if tensor.name == wrong).here()
+        here[-2:] = here[-2:].flip(0)  # two neighbours change places: sums stay, order does not
         return result
 
-    sharding._fill = fill_wrongly
+    sharding.fill = fill_wrongly
     try:
         load(ranks, model, "zero3_cpu")
     except RuntimeError as error:
         return str(error)
     finally:
-        sharding._fill = fill
+        sharding.fill = fill
     return None
 
 

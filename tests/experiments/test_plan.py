@@ -137,10 +137,11 @@ def test_one_rank_computes_all() -> None:
 
 
 def test_gathers_take_the_slowest_link() -> None:
-    """There: all weights, back: all blocks but the last; each rank has its part already."""
+    """There: all matrices, back: those of all blocks but the last; each rank has its part already."""
     a = architecture_by_name("t5-3b")
     cluster = Cluster(gpus=2, assembly=0.0, inside=Speed(1e9, 0.0), between=Speed(1e8, 0.0))
-    there = 2 * a.parameters
+    norms = (5 * 24 + 2) * a.hidden_size + 2 * 32 * a.heads  # and position biases: on every rank
+    there = 2 * (a.parameters - norms)
     back = there - 2 * (a.embedding_parameters + a.block_parameters)
     found = predict(job(), cluster, "zero3")
     assert found.gathering == pytest.approx(found.passes * (there + back) / 2 / 1e9)
@@ -227,7 +228,8 @@ def test_what_gathering_takes_beside_the_wire(tmp_path: Path) -> None:
     assert found.assembly == pytest.approx((1.0 - 0.12 - 0.5) / 3e8)
     a = architecture_by_name("t5-small")
     planned = job("t5-small", "model.dtype=float32")
-    gathered = 4 * (2 * a.parameters - a.embedding_parameters - a.block_parameters)
+    norms = (5 * 6 + 2) * a.hidden_size + 2 * 32 * a.heads
+    gathered = 4 * (2 * (a.parameters - norms) - a.embedding_parameters - a.block_parameters)
     expected = gathered * found.assembly + gathered / 2 / 3e8
     two = predict(planned, found.given(gpus=2, nodes=1), "zero3_cpu")
     assert two.gathering == pytest.approx(two.passes * expected)

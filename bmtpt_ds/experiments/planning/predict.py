@@ -20,6 +20,7 @@ from bmtpt_ds.experiments.planning.job import FLOAT32, Job
 from bmtpt_ds.experiments.planning.memory import Memory, offloads, room, with_activations
 from bmtpt_ds.experiments.wire import all_gather_seconds, all_reduce_seconds, broadcast_seconds
 from bmtpt_ds.model.flops import row_flops
+from bmtpt_ds.model.memory import live_blocks
 from bmtpt_ds.model_folder import Architecture
 
 
@@ -94,15 +95,13 @@ def _traffic_seconds(job: Job, cluster: Cluster) -> float:
 def gathered_in_a_pass(architecture: Architecture, value_bytes: int, zero: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of weights that a pass gathers on the way there and on the way back.
 
-    Of what may be live at once, what the head leaves is taken by the decoder's last blocks, which wait for their
-    backward pass: seen by counting DeepSpeed's gathers (tests/experiments/test_profile.py).
+    The decoder's last blocks may wait for their backward pass; norms and position biases are on every rank.
     """
     a = architecture
-    live = zero.get("stage3_max_live_parameters", a.parameters)
-    room = live - a.vocab_size * a.hidden_size
-    kept = max(0, min(a.decoder_blocks, -(-room // a.block_parameters) - 1))
-    back = a.parameters - a.embedding_parameters - kept * a.block_parameters
-    return a.parameters * value_bytes, back * value_bytes
+    blocks = a.block_sizes
+    kept = live_blocks(a, zero).kept(blocks)
+    there = a.embedding_parameters + sum(blocks)
+    return there * value_bytes, sum(blocks[: len(blocks) - kept]) * value_bytes
 
 
 def _gather_seconds(job: Job, cluster: Cluster, zero: Mapping[str, Any]) -> float:

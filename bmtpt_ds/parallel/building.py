@@ -1,0 +1,103 @@
+"""A backbone under ZeRO-3: made without memory, which it then gets shard by shard, a T5 block's matrices together."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import T5Config
+
+from bmtpt_ds.model.backbone import Backbone, build_backbone
+from bmtpt_ds.model.memory import Live
+from bmtpt_ds.parallel.stored import Stored, tensors_of
+from bmtpt_ds.parallel.units import Unit, Units
+
+
+class Built(NamedTuple):
+    """A backbone with memory but without values."""
+
+    backbone: Backbone
+    tensors: list[Stored]  # what of the checkpoint belongs where
+
+
+class _Sharded(nn.Module):
+    """Made inside `deepspeed.zero.Init`, which shards a module's parameters as they come into being."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+
+def build_resident(config: T5Config, *, dtype: torch.dtype, own_head: bool, device: torch.device) -> Built:
+    backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=device)
+    return Built(backbone, tensors_of(backbone))
+
+
+def build_sharded(
+    config: T5Config, *, dtype: torch.dtype, own_head: bool, device: torch.device, ds: Mapping[str, Any], live: Live
+) -> Built:
+    """No rank holds more than its shards and one block.
+
+    Args:
+        ds: the resolved DeepSpeed JSON, stage 3.
+        live: how much of the blocks may be whole at a time.
+    """
+    backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=torch.device("meta"))
+    blocks = _blocks(backbone)
+    matrices = [[part for part in block.modules() if isinstance(part, nn.Linear)] for block in blocks]
+    lies_in: dict[int, tuple[nn.Parameter, int]] = {}  # of each parameter without memory: holder, first element
+    # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of
+    # that name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
+    with deepspeed.zero.Init(config_dict_or_path=dict(ds)):
+        holders = [_of_block(layers, dtype, lies_in) for layers in matrices]
+        small = {id(parameter) for block in blocks for parameter in block.parameters()}
+        for parameter in backbone.parameters():
+            if id(parameter) not in small:
+                lies_in[id(parameter)] = _Sharded(parameter.shape, dtype).weight, 0
+    for parameter in backbone.parameters():
+        if id(parameter) not in lies_in:  # a block's norms and position bias
+            values = torch.empty(parameter.shape, dtype=dtype, device=device)
+            lies_in[id(parameter)] = nn.Parameter(values, requires_grad=False), 0
+    tensors = [Stored(name, p.shape, *lies_in[id(p)]) for name, p in backbone.named_parameters()]
+    of_blocks = {id(layer) for layers in matrices for layer in layers}
+    for module in backbone.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(module) not in of_blocks:
+                setattr(module, name, lies_in[id(parameter)][0])
+    units = Units(list(map(Unit, matrices, holders)), ds["zero_optimization"], live)
+    for index, (block, flat) in enumerate(zip(blocks, holders, strict=True)):
+        block.register_parameter("matrices", flat)
+        # not a class of its own, and innermost: activation checkpointing calls the block
+        block.forward = partial(units.run, index, block.forward)
+    return Built(backbone, tensors)
+
+
+def _of_block(layers: list[nn.Linear], dtype: torch.dtype, lies_in: dict) -> nn.Parameter:
+    flat = _Sharded(torch.Size([sum(layer.weight.numel() for layer in layers)]), dtype).weight
+    begin = 0
+    for layer in layers:
+        lies_in[id(layer.weight)] = flat, begin
+        begin += layer.weight.numel()
+    return flat
+
+
+@contextmanager
+def without_blocks(backbone: Backbone) -> Iterator[None]:
+    """Inside, the backbone has no blocks: what DeepSpeed's engine does to a model, it does to the rest."""
+    stacks = (backbone.encoder, backbone.decoder)
+    blocks = [stack.block for stack in stacks]
+    for stack in stacks:
+        stack.block = nn.ModuleList()
+    try:
+        yield
+    finally:
+        for stack, its in zip(stacks, blocks, strict=True):
+            stack.block = its
+
+
+def _blocks(backbone: Backbone) -> list[nn.Module]:
+    """In the order of a forward pass."""
+    return [*backbone.encoder.block, *backbone.decoder.block]
