@@ -28,7 +28,7 @@ class _Sharded(nn.Module):
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
 
 
 def build_resident(config: T5Config, *, dtype: torch.dtype, own_head: bool, device: torch.device) -> Built:
@@ -60,7 +60,7 @@ def build_sharded(
     for parameter in backbone.parameters():
         if id(parameter) not in lies_in:  # a block's norms and position bias
             values = torch.empty(parameter.shape, dtype=dtype, device=device)
-            lies_in[id(parameter)] = nn.Parameter(values, requires_grad=False), 0
+            lies_in[id(parameter)] = nn.Parameter(values), 0
     tensors = [Stored(name, p.shape, *lies_in[id(p)]) for name, p in backbone.named_parameters()]
     of_blocks = {id(layer) for layers in matrices for layer in layers}
     for module in backbone.modules():
@@ -72,6 +72,7 @@ def build_sharded(
         block.register_parameter("matrices", flat)
         # not a class of its own, and innermost: activation checkpointing calls the block
         block.forward = partial(units.run, index, block.forward)
+    backbone.requires_grad_(False)
     return Built(backbone, tensors)
 
 

@@ -47,6 +47,16 @@ class Unit:
             del layer.weight  # a parameter; DeepSpeed is to see the flat one alone
             layer.weight = part
 
+    def stays_whole(self) -> bool:
+        """Whether the shard is all, where it is wanted: on one rank alone, nothing offloaded. Then it is there."""
+        shard = self.flat.ds_tensor
+        if shard.numel() < self.numbers or shard.device != self.flat.device:
+            return False
+        if not self.here:
+            self.flat.data = shard.data
+            self.arrive()
+        return True
+
     def arrive(self) -> None:
         self.arriving, self.here = None, True
         values = self.flat.data.split([shape.numel() for shape in self._shapes])
@@ -84,6 +94,8 @@ class Units:
 
     def run(self, index: int, forward: Callable, *inputs: Any, **named: Any) -> tuple:
         """A block's forward pass, its weights there for as long as they are needed, now and in the backward pass."""
+        if self._units[index].stays_whole():
+            return forward(*inputs, **named)
         self._enter(index, BACKWARD if _in_backward() else FORWARD)
         there = [value for value in (*inputs, *named.values()) if torch.is_tensor(value) and value.requires_grad]
         tracked = bool(there) and torch.is_grad_enabled()

@@ -4,6 +4,9 @@ Two ranks on one machine hold all variants at once, with the same random weights
 rows, same prompts. Gradients are compared with the resident ones. A step is one micro-batch's forward and backward pass
 and the all-reduce of the gradients, so what a variant takes more is what gathering its weights costs.
 
+`DeepSpeed's hooks` is ZeRO-3 as DeepSpeed does it by itself: T5's blocks are its leaf modules, the next one is gathered
+ahead. `deep` has as many blocks as T5-3B, but tiny ones: there the host's work for each is about all that a step takes.
+
 On CPUs a gather is not hidden behind the computation, as on GPUs, where it runs on a stream of its own: what is seen
 here is its start, its copies and its transfer.
 
@@ -16,54 +19,45 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import deepspeed
 import deepspeed.comm as dist
 import torch
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.losses import GradientPass
-from bmtpt_ds.model.backbone import Backbone, checkpoint_activations
+from bmtpt_ds.model.backbone import Backbone, build_backbone, checkpoint_activations, read_config
+from bmtpt_ds.model.weights import CheckpointReader
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
+from bmtpt_ds.parallel.stored import Stored, fill
 from bmtpt_ds.phases import Phases
 from tests import toy
 from tests.one_step import gradient_of_rows
 
 SIZES = {
     "t5-small": {"vocab_size": 32128, "d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "d_kv": 64},
-    "tiny": {"vocab_size": 400, "d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 4, "d_kv": 16},
+    "deep": {"vocab_size": 100, "d_model": 16, "d_ff": 32, "num_layers": 24, "num_heads": 2, "d_kv": 8},
 }
 M, L, SOURCES, TARGET = 2, 100, (20, 40), 2  # prompts, their tokens; tokens of each row and of its target
-
-# zero3_cpu.json as it was before T5's blocks were gathered whole, where "auto" was 0.9 H^2 for what is gathered ahead
-BEFORE = {
-    "stage": 3,
-    "overlap_comm": False,
-    "reduce_bucket_size": "auto",
-    "stage3_param_persistence_threshold": "auto",
-    "stage3_max_live_parameters": 50_000_000,
-    "stage3_max_reuse_distance": 50_000_000,
-}
-LITTLE_LIVE = {"stage3_max_live_parameters": "auto", "stage3_max_reuse_distance": "auto"}
+HOOKS = "DeepSpeed's hooks"
+LEAVES = {"leaf_module": {"classes": ["T5Block"]}}
 
 
-def variants(hidden_size: int) -> dict[str, dict]:
+def variants() -> dict[str, dict]:
     """`zero_optimization` of each."""
-    before = BEFORE | {"stage3_prefetch_bucket_size": int(0.9 * hidden_size**2)}
     zero3, hpz = (deepspeed_json.load(name)["zero_optimization"] for name in ("zero3", "zero3_hpz"))
-    blocks = zero3 | {"overlap_comm": False, "stage3_prefetch_bucket_size": 0}
     return {
         "resident": {"stage": 0},
-        "before": before,
-        "before, little live": before | LITTLE_LIVE,
-        "blocks": blocks,
-        "blocks, much live": blocks | {key: BEFORE[key] for key in LITTLE_LIVE},
-        "blocks by all-reduce": blocks | {"stage3_use_all_reduce_for_fetch_params": True},
-        "zero3": zero3,  # blocks, the next one ahead
+        HOOKS: zero3,
+        "nothing ahead": zero3 | {"stage3_prefetch_bucket_size": 0},
+        "zero3": zero3,
         "zero3_hpz": hpz | {"zero_hpz_partition_size": 2},
+        "all live": zero3 | {"stage3_max_live_parameters": 10**9, "stage3_max_reuse_distance": 10**9},
     }
 
 
@@ -93,6 +87,17 @@ def load(ranks: Ranks, folder: Path, zero: dict) -> Sharded:
     ds = {"zero_optimization": zero}
     deepspeed_json.check(ds, dtype=model.dtype, source="benchmark")
     return load_backbone(ranks, model, ds)
+
+
+def by_hooks(ranks: Ranks, folder: Path, like: Sharded) -> Sharded:
+    """The same model with nothing of ours around its blocks."""
+    ds = like.ds | {"zero_optimization": like.ds["zero_optimization"] | LEAVES}
+    sharding = deepspeed.zero.Init(config_dict_or_path=ds)
+    backbone = build_backbone(read_config(folder, 0.0), dtype=torch.float32, own_head=False, building=sharding)
+    tensors = [Stored(name, parameter.ds_shape, parameter) for name, parameter in backbone.named_parameters()]
+    fill(ranks, tensors, CheckpointReader(folder), torch.float32)
+    engine, *_ = deepspeed.initialize(model=backbone, config=ds)
+    return replace(like, backbone=engine.module, ds=ds)
 
 
 def measure(passes: dict[str, GradientPass], backbones: dict[str, Backbone], counter: Gathers, repeats: int) -> dict:
@@ -141,7 +146,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(ranks.from_first(scratch)) / "model"
         ranks.first_does(lambda: toy.write_model(folder, own_head=False, **sizes))
-        models = {name: load(ranks, folder, zero) for name, zero in variants(sizes["d_model"]).items()}
+        models = {name: load(ranks, folder, zero) for name, zero in variants().items()}
+        models[HOOKS] = by_hooks(ranks, folder, models[HOOKS])
     backbones = {name: model.backbone for name, model in models.items()}
     passes = {name: GradientPass(model, 0, 10**9, 0, Phases(ranks.device)) for name, model in models.items()}
     found = {}

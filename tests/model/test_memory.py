@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bmtpt_ds.config import load_recipe
-from bmtpt_ds.model.memory import Share, choose
+from bmtpt_ds.model.memory import Live, Share, choose
 from bmtpt_ds.session import open_session
 from bmtpt_ds.stage_inputs import source_tasks
 from bmtpt_ds.stopping import StopSignal
@@ -84,3 +84,11 @@ def test_a_step_that_does_not_fit_is_recomputed(loaded) -> None:
     assert not model.backbone.checkpoints_activations
     assert model.choose_checkpointing(4, 10**9, "auto").recompute
     assert model.backbone.checkpoints_activations
+
+
+@pytest.mark.parametrize(
+    ("blocks", "reuse", "kept"),
+    [(100, 100, 4), (100, 30, 3), (100, 29, 2), (10, 100, 1), (9, 100, 0), (100, 0, 0)],
+)
+def test_the_last_blocks_wait_for_their_backward_pass_as_far_as_there_is_room(blocks, reuse, kept) -> None:
+    assert Live(blocks, ahead=0, reuse=reuse).kept([7, 10, 10, 10]) == kept

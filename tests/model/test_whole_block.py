@@ -54,7 +54,8 @@ def test_same_as_layer_by_layer(folder, layout, recomputed, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@pytest.mark.parametrize(("layout", "recomputed"), [("resident", False), ("resident", True), ("zero3", True)])
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("layout", ["resident", "zero3", "zero3_offload"])  # the last gathers, on a stream of its own
 def test_on_a_gpu_as_near_to_float64_as_layer_by_layer_and_always_the_same(folder, layout, recomputed, monkeypatch):
     right = gradient(folder, wide=True)
     found = gradient(folder, layout=layout, recomputed=recomputed, dtype="bfloat16")
