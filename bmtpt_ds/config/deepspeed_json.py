@@ -51,7 +51,7 @@ _ZERO: dict[str, Any] = {
     "stage": _WHOLE,
     **dict.fromkeys(
         ("overlap_comm", "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential",
-         "zero_quantized_weights", "zero_quantized_nontrainable_weights", "memory_efficient_linear",
+         "zero_quantized_weights", "zero_quantized_nontrainable_weights",
          "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks"),
         _FLAG,
     ),
@@ -62,7 +62,8 @@ _ZERO: dict[str, Any] = {
     ),
     "offload_param": {"device": _DEVICE, "nvme_path": _TEXT, "pin_memory": _FLAG,
                       **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), _COUNT)},
-    # What is gathered as a unit: a T5 block, whatever these say.
+    # What is gathered as a unit, a T5 block, and how a linear layer spares memory are settled, whatever these say.
+    "memory_efficient_linear": _FLAG,
     "leaf_module": dict.fromkeys(("classes", "names", "name_suffixes"), _TEXTS),
     "stage3_module_granularity_threshold": _COUNT,
     # About weight gradients, optimizer state or DeepSpeed's own checkpoints: without effect here, and part of every

@@ -75,6 +75,13 @@ def _block_forward(
     return T5Block.forward(block, hidden_states, mask, position_bias, encoder_hidden_states, *others, **named)
 
 
+def use_sharded_layers(model: nn.Module) -> None:
+    """Makes the linear layers of a frozen T5 `ShardedLinear`, in place: after `use_frozen_layers`."""
+    theirs = {nn.Linear: ShardedLinear, HeadwiseLinear: _ShardedHeadwiseLinear}
+    for module in model.modules():
+        module.__class__ = theirs.get(type(module), type(module))
+
+
 def train_only(model: nn.Module, trained: Callable[[str], bool]) -> dict[str, nn.Parameter]:
     """Freezes all parameters but those whose names are `trained`; these, in the order of the model."""
     found = {}
@@ -110,6 +117,35 @@ class _PerHead(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         parts = weight.view(len(gradient), -1, weight.shape[-1])
         return gradient @ (parts if ctx.to_heads else parts.mT), None, None
+
+
+class ShardedLinear(nn.Linear):
+    """A linear layer whose weights may be elsewhere between forward and backward pass.
+
+    Autograd's own keeps a view of the weights, which keeps their memory; here the tensor itself is kept, whose owner
+    may take the memory away and bring it back. Nothing else is: weights are frozen.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if states.requires_grad and torch.is_grad_enabled():
+            return _Linear.apply(states, self.weight)
+        return super().forward(states)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(states, weight)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight, None
+
+
+class _ShardedHeadwiseLinear(HeadwiseLinear, ShardedLinear):
+    """Both."""
 
 
 class CrossAttention(T5Attention):

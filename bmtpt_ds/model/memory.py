@@ -52,7 +52,7 @@ class Live(NamedTuple):
     """How much of a T5's blocks ZeRO-3 has whole at a time, in parameters of their matrices."""
 
     blocks: int  # of all of them, at most, but always the one at work
-    ahead: int  # gathered before their turn
+    ahead: int  # as long as fewer are gathered before their turn, another block is
     reuse: int  # that wait for their backward pass after the forward pass
 
     def kept(self, sizes: Sequence[int]) -> int:

@@ -126,16 +126,14 @@ class Units:
     def _gather_ahead(self, index: int, direction: int) -> None:
         live = sum(unit.numbers for unit in self._units if unit.here or unit.arriving)
         ahead, at = 0, index + direction
-        while 0 <= at < len(self._units):
+        while ahead < self._live.ahead and 0 <= at < len(self._units):
             unit = self._units[at]
-            ahead += unit.numbers
-            if ahead > self._live.ahead:
-                return
             if not unit.here and not unit.arriving:
                 live += unit.numbers
                 if live > self._live.blocks:
                     return
                 self._gather(unit)
+            ahead += unit.numbers
             at += direction
 
     def _gather(self, unit: Unit) -> None:

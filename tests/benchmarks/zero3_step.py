@@ -5,7 +5,8 @@ rows, same prompts. Gradients are compared with the resident ones. A step is one
 and the all-reduce of the gradients, so what a variant takes more is what gathering its weights costs.
 
 `DeepSpeed's hooks` is ZeRO-3 as DeepSpeed does it by itself: T5's blocks are its leaf modules, the next one is gathered
-ahead. `deep` has as many blocks as T5-3B, but tiny ones: there the host's work for each is about all that a step takes.
+ahead, and linear layers are its own, which it puts in place of torch's for the whole process, here for its own steps.
+`deep` has as many blocks as T5-3B, but tiny ones: there the host's work for each is about all that a step takes.
 
 On CPUs a gather is not hidden behind the computation, as on GPUs, where it runs on a stream of its own: what is seen
 here is its start, its copies and its transfer.
@@ -27,6 +28,8 @@ from pathlib import Path
 import deepspeed
 import deepspeed.comm as dist
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
+from torch.nn import functional
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import TokenRow
@@ -45,6 +48,7 @@ SIZES = {
 }
 M, L, SOURCES, TARGET = 2, 100, (20, 40), 2  # prompts, their tokens; tokens of each row and of its target
 HOOKS = "DeepSpeed's hooks"
+TORCHS_LINEAR = functional.linear
 LEAVES = {"leaf_module": {"classes": ["T5Block"]}}
 
 
@@ -96,6 +100,7 @@ def by_hooks(ranks: Ranks, folder: Path, like: Sharded) -> Sharded:
     backbone = build_backbone(read_config(folder, 0.0), dtype=torch.float32, own_head=False, building=sharding)
     tensors = [Stored(name, parameter.ds_shape, parameter) for name, parameter in backbone.named_parameters()]
     fill(ranks, tensors, CheckpointReader(folder), torch.float32)
+    functional.linear = TORCHS_LINEAR
     engine, *_ = deepspeed.initialize(model=backbone, config=ds)
     return replace(like, backbone=engine.module, ds=ds)
 
@@ -110,6 +115,7 @@ def measure(passes: dict[str, GradientPass], backbones: dict[str, Backbone], cou
     for repeat in range(-3, repeats):  # in three steps DeepSpeed learns the order of the modules, a changed one too
         for name, gradient_pass in passes.items():
             backbones[name].train(backbones[name].train_while_tuning)
+            functional.linear = zero3_linear_wrap if name == HOOKS else TORCHS_LINEAR
             dist.barrier()
             before, begun = counter.calls, time.perf_counter()
             gradient = gradient_of_rows(gradient_pass, prompts, rows).gradient

@@ -31,6 +31,7 @@ def cases(encoder: int, decoder: int, embedding: int) -> dict[str, Case]:
     return {
         "auto": Case({}, both, 2),
         "recomputed": Case({}, both, 2, recompute=True),
+        "a bucket smaller than a block": Case({"stage3_prefetch_bucket_size": 1}, both, 2),
         "nothing ahead": Case({"stage3_prefetch_bucket_size": 0}, both, 1),
         "nothing kept": Case({"stage3_max_reuse_distance": 0}, (2 * BLOCKS, 2 * BLOCKS), 2),
         "little room": Case({most: decoder + embedding}, both, 1),

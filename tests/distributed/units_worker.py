@@ -1,6 +1,7 @@
 """Makes passes through sharded backbones and writes what was gathered and held meanwhile; started by `test_units.py`.
 
-Arguments: a folder with `cases.json` (the model, a DeepSpeed JSON for each case), where each rank writes `rank<r>.json`.
+Arguments: a folder with `cases.json` (the model; of each case a DeepSpeed JSON, and whether to recompute), where each
+rank writes `rank<r>.json`.
 """
 
 import json
