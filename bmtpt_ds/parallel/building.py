@@ -1,8 +1,9 @@
 """A backbone under ZeRO-3: made without memory, which it then gets shard by shard, a T5 block's matrices together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -47,29 +48,21 @@ def build_sharded(
         live: how much of the blocks may be whole at a time.
     """
     backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=torch.device("meta"))
-    blocks = _blocks(backbone)
+    blocks = [*backbone.encoder.block, *backbone.decoder.block]  # in the order of a forward pass
     matrices = [[part for part in block.modules() if isinstance(part, nn.Linear)] for block in blocks]
-    lies_in: dict[int, tuple[nn.Parameter, int]] = {}  # of each parameter without memory: holder, first element
-    # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of
-    # that name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
-    with deepspeed.zero.Init(config_dict_or_path=_without_its_linear(ds)):
-        holders = [_of_block(layers, dtype, lies_in) for layers in matrices]
-        small = {id(parameter) for block in blocks for parameter in block.parameters()}
-        for parameter in backbone.parameters():
-            if id(parameter) not in small:
-                lies_in[id(parameter)] = _Sharded(parameter.shape, dtype).weight, 0
-    for parameter in backbone.parameters():
-        if id(parameter) not in lies_in:  # a block's norms and position bias
-            values = torch.empty(parameter.shape, dtype=dtype, device=device)
-            lies_in[id(parameter)] = nn.Parameter(values), 0
-    tensors = [Stored(name, p.shape, *lies_in[id(p)]) for name, p in backbone.named_parameters()]
-    of_blocks = {id(layer) for layers in matrices for layer in layers}
+    places = _sharded_places(backbone, matrices, blocks, dtype, ds)
+    for block in blocks:
+        for parameter in block.parameters():
+            if parameter not in places:  # norms and position bias
+                values = torch.empty(parameter.shape, dtype=dtype, device=device)
+                places[parameter] = _Place(nn.Parameter(values), 0)
+    tensors = [Stored(name, parameter.shape, *places[parameter]) for name, parameter in backbone.named_parameters()]
+    flats = [places[layers[0].weight].holder for layers in matrices]
+    units = Units(list(map(Unit, matrices, flats)), ds["zero_optimization"], live)
     for module in backbone.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(module) not in of_blocks:
-                setattr(module, name, lies_in[id(parameter)][0])
-    units = Units(list(map(Unit, matrices, holders)), ds["zero_optimization"], live)
-    for index, (block, flat) in enumerate(zip(blocks, holders, strict=True)):
+            setattr(module, name, places[parameter].holder)
+    for index, (block, flat) in enumerate(zip(blocks, flats, strict=True)):
         block.register_parameter("matrices", flat)
         # not a class of its own, and innermost: activation checkpointing calls the block
         block.forward = partial(units.run, index, block.forward)
@@ -78,19 +71,41 @@ def build_sharded(
     return Built(backbone, tensors)
 
 
+class _Place(NamedTuple):
+    """Where a parameter that was made without memory lies."""
+
+    holder: nn.Parameter
+    begin: int  # its first element there
+
+
+def _sharded_places(
+    backbone: Backbone,
+    matrices: Sequence[Sequence[nn.Linear]],
+    blocks: Sequence[nn.Module],
+    dtype: torch.dtype,
+    ds: Mapping[str, Any],
+) -> dict[nn.Parameter, _Place]:
+    """Shards for the matrices of each block together, and for each parameter outside the blocks."""
+    places = {}
+    inside = {parameter for block in blocks for parameter in block.parameters()}
+    # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of
+    # that name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
+    with deepspeed.zero.Init(config_dict_or_path=_without_its_linear(ds)):
+        for layers in matrices:
+            sizes = [layer.weight.numel() for layer in layers]
+            flat = _Sharded(torch.Size([sum(sizes)]), dtype).weight
+            begins = accumulate(sizes, initial=0)
+            places |= {layer.weight: _Place(flat, begin) for layer, begin in zip(layers, begins, strict=False)}
+        for parameter in backbone.parameters():
+            if parameter not in inside:
+                places[parameter] = _Place(_Sharded(parameter.shape, dtype).weight, 0)
+    return places
+
+
 def _without_its_linear(ds: Mapping[str, Any]) -> dict[str, Any]:
     """DeepSpeed would replace `torch.nn.functional.linear` for the whole process, by one that keeps its input, too, and
     whose every call looks at its signature: 0.1 ms."""
     return {**ds, "zero_optimization": {**ds["zero_optimization"], "memory_efficient_linear": False}}
-
-
-def _of_block(layers: list[nn.Linear], dtype: torch.dtype, lies_in: dict) -> nn.Parameter:
-    flat = _Sharded(torch.Size([sum(layer.weight.numel() for layer in layers)]), dtype).weight
-    begin = 0
-    for layer in layers:
-        lies_in[id(layer.weight)] = flat, begin
-        begin += layer.weight.numel()
-    return flat
 
 
 @contextmanager
@@ -105,8 +120,3 @@ def without_blocks(backbone: Backbone) -> Iterator[None]:
     finally:
         for stack, its in zip(stacks, blocks, strict=True):
             stack.block = its
-
-
-def _blocks(backbone: Backbone) -> list[nn.Module]:
-    """In the order of a forward pass."""
-    return [*backbone.encoder.block, *backbone.decoder.block]

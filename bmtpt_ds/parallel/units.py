@@ -2,14 +2,14 @@
 
 DeepSpeed shards that parameter, gathers it and says where its parts live (hpZ, host memory, NVMe). When that happens is
 settled here: the order of T5's blocks is known, so nothing is traced, and a block takes a few calls of the host where
-hooks that look after its eight to eleven matrices and norms one by one take 1.8 ms. A gather in one piece writes where
+hooks that look after its eight to fourteen matrices and norms one by one take 1.8 ms. A gather in one piece writes where
 the weights are read; DeepSpeed copies the parts of several into a buffer and out of it again.
 
     forward    [wait for a block, gather the next] compute [let go] ...
     backward   [wait for a block, gather the one before] compute [let go] ...
 
 A gather begins when the block before the one at work is done, on a stream of its own: the device holds two blocks,
-however far the host is ahead of it. Norms and position biases stay whole on every rank: 0.01% of a model.
+however far the host is ahead of it. Norms and position biases stay whole on every rank.
 """
 
 from collections.abc import Callable, Mapping, Sequence
