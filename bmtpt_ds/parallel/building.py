@@ -41,7 +41,7 @@ def build_resident(config: T5Config, *, dtype: torch.dtype, own_head: bool, devi
 def build_sharded(
     config: T5Config, *, dtype: torch.dtype, own_head: bool, device: torch.device, ds: Mapping[str, Any], live: Live
 ) -> Built:
-    """No rank holds more than its shards and one block.
+    """No rank holds more than its shards, and a block or the embedding.
 
     Args:
         ds: the resolved DeepSpeed JSON, stage 3.

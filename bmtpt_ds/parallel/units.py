@@ -2,8 +2,8 @@
 
 DeepSpeed shards that parameter, gathers it and says where its parts live (hpZ, host memory, NVMe). When that happens is
 settled here: the order of T5's blocks is known, so nothing is traced, and a block takes a few calls of the host where
-hooks that look after its eight to fourteen matrices and norms one by one take 1.8 ms. A gather in one piece writes where
-the weights are read; DeepSpeed copies the parts of several into a buffer and out of it again.
+hooks that look after its eight to fourteen matrices and norms one by one take 1.8 ms. In one piece a gather writes
+where the weights are read; DeepSpeed copies the parts of several into a buffer and out of it again.
 
     forward    [wait for a block, gather the next] compute [let go] ...
     backward   [wait for a block, gather the one before] compute [let go] ...
@@ -63,15 +63,17 @@ class Unit:
         for part, shape, its in zip(self._parts, self._shapes, values, strict=True):
             part.data = its.view(shape)
 
-    def leave(self, *, by_deepspeed: bool) -> None:
-        self.here = False
+    @torch.no_grad()
+    def leave(self) -> None:
+        self.here, flat = False, self.flat
         for part in self._parts:
             part.data = self._nothing
-        if by_deepspeed:  # which also looks after copies elsewhere
-            self.flat.partition()
+        on_disk = flat.ds_tensor.final_location is not None
+        lacks_copy = flat.ds_zero_param_process_group is not None and flat.ds_secondary_tensor is None  # hpZ's
+        if on_disk or lacks_copy:
+            flat.partition()
         else:  # DeepSpeed would keep the memory until the device is done; the next gather waits for that anyway
-            self.flat.data = self._nothing
-            self.flat.ds_status = ZeroParamStatus.NOT_AVAILABLE
+            flat.data, flat.ds_status = self._nothing, ZeroParamStatus.NOT_AVAILABLE
 
 
 class Units:
@@ -86,8 +88,6 @@ class Units:
         self._units, self._live = units, live
         self._first_kept = len(units) - live.kept([unit.numbers for unit in units])
         self._quantized = zero.get("zero_quantized_weights", False)
-        elsewhere = (zero.get("offload_param") or {}).get("device") == "nvme"
-        self._by_deepspeed = elsewhere or zero.get("zero_hpz_partition_size", 1) > 1
         device = get_accelerator()
         beside = zero.get("overlap_comm", True) and not device.is_synchronized_device()
         self._stream = device.Stream() if beside else None
@@ -108,7 +108,7 @@ class Units:
             output = _BackwardBegins.apply(self, index, output)
         kept = tracked and index >= self._first_kept
         if not kept and not _in_backward():  # recomputed: its gradient is next
-            self._let_go(self._units[index])
+            self._units[index].leave()
         return output, *others
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class Units:
             for stray in self._units:  # gathered ahead of a pass that did not come
                 if stray.arriving:
                     self._wait(stray)
-                    self._let_go(stray)
+                    stray.leave()
             self._gather(unit)
         self._wait(unit)
         self._gather_ahead(index, direction)
@@ -155,15 +155,11 @@ class Units:
     def _beside(self) -> AbstractContextManager:
         return nullcontext() if self._stream is None else get_accelerator().stream(self._stream)
 
-    @torch.no_grad()
-    def _let_go(self, unit: Unit) -> None:
-        unit.leave(by_deepspeed=self._by_deepspeed)
-
     def backward_begins(self, index: int) -> None:
         self._enter(index, BACKWARD)
 
     def backward_ends(self, index: int) -> None:
-        self._let_go(self._units[index])
+        self._units[index].leave()
 
 
 class _BackwardBegins(torch.autograd.Function):
