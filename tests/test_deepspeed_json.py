@@ -96,6 +96,14 @@ def test_every_honoured_key_is_one_of_deepspeeds():
     assert set(known["activation_checkpointing"]) == set(activation_checkpointing.config.ACT_CHKPT_DEFAULT)
 
 
+def test_what_is_a_unit_is_settled_whatever_the_json_says():
+    """DeepSpeed would look for T5's blocks among the modules that it is given, which have none."""
+    zero = {"stage": 3, "leaf_module": {"classes": ["T5Block"]}, "stage3_module_granularity_threshold": 10}
+    ds = {"zero_optimization": zero}
+    check(ds)
+    assert deepspeed_json.resolve(ds, dtype="float32", **RUN)["zero_optimization"] == {"stage": 3}
+
+
 RECIPE_DECIDES = [
     ({"optimizer": {"type": "Adam"}}, "optimizer"),
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler"),
