@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bmtpt_ds.config import deepspeed_json
+from bmtpt_ds.config.deepspeed_keys import KEYS
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model_folder import Architecture
 
@@ -84,7 +85,7 @@ def test_every_honoured_key_is_one_of_deepspeeds():
     def names(model):
         return {field.alias or name for name, field in model.model_fields.items()}
 
-    known = deepspeed_json._HONOURED
+    known = KEYS
     assert set(known["zero_optimization"]) <= names(zero.DeepSpeedZeroConfig)
     assert set(known["zero_optimization"]["offload_param"]) == names(DeepSpeedZeroOffloadParamConfig)
     assert set(known["zero_optimization"]["leaf_module"]) == names(zero.DeepSpeedZeroLeafModuleConfig)
@@ -94,14 +95,6 @@ def test_every_honoured_key_is_one_of_deepspeeds():
     assert set(known["csv_monitor"]) == names(CSVConfig)
     assert set(known["wandb"]) == names(WandbConfig)
     assert set(known["activation_checkpointing"]) == set(activation_checkpointing.config.ACT_CHKPT_DEFAULT)
-
-
-def test_what_is_a_unit_is_settled_whatever_the_json_says():
-    """DeepSpeed would look for T5's blocks among the modules that it is given, which have none."""
-    zero = {"stage": 3, "leaf_module": {"classes": ["T5Block"]}, "stage3_module_granularity_threshold": 10}
-    ds = {"zero_optimization": zero}
-    check(ds)
-    assert deepspeed_json.resolve(ds, dtype="float32", **RUN)["zero_optimization"] == {"stage": 3}
 
 
 RECIPE_DECIDES = [
@@ -200,7 +193,7 @@ def test_every_auto_is_resolved_and_no_other():
         for name in sections:
             section = section.setdefault(name, {})
         section[key] = "auto"
-    assert set(deepspeed_json._AUTOS) <= set(paths(deepspeed_json._HONOURED))
+    assert set(deepspeed_json._AUTOS) <= set(paths(KEYS))
     check(autos)
     assert deepspeed_json.resolve(autos, dtype="float32", **RUN) == {
         "train_batch_size": 12,

@@ -17,6 +17,17 @@ from bmtpt_ds.model.memory import Live
 from bmtpt_ds.parallel.stored import Stored, tensors_of
 from bmtpt_ds.parallel.units import Unit, Units
 
+_UNITS = ("leaf_module", "stage3_module_granularity_threshold")  # what is gathered at once
+
+
+def settled(ds: Mapping[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed JSON without what is done in a way of our own: DeepSpeed is not to do it, too."""
+    # it would look for T5's blocks among modules where they are not
+    zero = {key: value for key, value in ds["zero_optimization"].items() if key not in _UNITS}
+    # in place of torch's linear for the whole process: one that keeps its input and takes the host 0.1 ms a call
+    zero["memory_efficient_linear"] = False
+    return {**ds, "zero_optimization": zero}
+
 
 class Built(NamedTuple):
     """A backbone with memory but without values."""
@@ -44,7 +55,7 @@ def build_sharded(
     """No rank holds more than its shards, and a block or the embedding.
 
     Args:
-        ds: the resolved DeepSpeed JSON, stage 3.
+        ds: the resolved DeepSpeed JSON, stage 3, `settled`.
         live: how much of the blocks may be whole at a time.
     """
     backbone = build_backbone(config, dtype=dtype, own_head=own_head, building=torch.device("meta"))
@@ -90,7 +101,7 @@ def _sharded_places(
     inside = {parameter for block in blocks for parameter in block.parameters()}
     # The dtype comes from the JSON's bf16 section, which `check` holds to the recipe: zero.Init's own argument of
     # that name turns float32 into bfloat16 where fp16 is not supported (DeepSpeed 0.19.8, a CPU).
-    with deepspeed.zero.Init(config_dict_or_path=_without_its_linear(ds)):
+    with deepspeed.zero.Init(config_dict_or_path=dict(ds)):
         for layers in matrices:
             sizes = [layer.weight.numel() for layer in layers]
             flat = _Sharded(torch.Size([sum(sizes)]), dtype).weight
@@ -100,12 +111,6 @@ def _sharded_places(
             if parameter not in inside:
                 places[parameter] = _Place(_Sharded(parameter.shape, dtype).weight, 0)
     return places
-
-
-def _without_its_linear(ds: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSpeed would replace `torch.nn.functional.linear` for the whole process, by one that keeps its input, too, and
-    whose every call looks at its signature: 0.1 ms."""
-    return {**ds, "zero_optimization": {**ds["zero_optimization"], "memory_efficient_linear": False}}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from bmtpt_ds.model.memory import Choice, Share, activation_memory, choose, gath
 from bmtpt_ds.model.shapes import shape
 from bmtpt_ds.model.weights import CheckpointReader
 from bmtpt_ds.model_folder import Architecture, architecture_of, read_architecture
-from bmtpt_ds.parallel.building import Built, build_resident, build_sharded, without_blocks
+from bmtpt_ds.parallel.building import Built, build_resident, build_sharded, settled, without_blocks
 from bmtpt_ds.parallel.ranks import Ranks
 from bmtpt_ds.parallel.stored import Stored, fill, fill_at_random, verify, whole
 from bmtpt_ds.quiet import hush
@@ -154,7 +154,7 @@ class _Layout:
     def __init__(self, ranks: Ranks, model: ModelConfig, ds: dict, architecture: Architecture, cells_per_step: int):
         self._ranks, self._model, self._architecture = ranks, model, architecture
         self.dtype = getattr(torch, model.dtype)
-        self._ds = deepspeed_json.resolve(
+        resolved = deepspeed_json.resolve(
             ds,
             architecture=architecture,
             dtype=model.dtype,
@@ -162,6 +162,7 @@ class _Layout:
             world=ranks.world,
             local_world=ranks.local_world,
         )
+        self._ds = settled(resolved) if deepspeed_json.stage(resolved) == 3 else resolved
 
     def __call__(self, config: T5Config, own_head: bool, fill_in: _Fill, folder: Path | None) -> Sharded:
         ranks, ds, stage = self._ranks, self._ds, deepspeed_json.stage(self._ds)

@@ -33,7 +33,7 @@ class Stored:
     def nbytes(self) -> int:
         return self.numbers * self.holder.element_size()
 
-    def whole(self) -> torch.Tensor:
+    def values(self) -> torch.Tensor:
         """The tensor itself, where its holder is whole."""
         return self.holder.data.view(-1)[self.begin : self.begin + self.numbers].view(self.shape)
 
@@ -41,7 +41,7 @@ class Stored:
         """What lies on this rank between steps, flat, perhaps nothing, and where in the tensor that begins."""
         shard = getattr(self.holder, "ds_tensor", None)
         if shard is None:
-            return self.whole().reshape(-1), 0
+            return self.values().reshape(-1), 0
         first = shard.numel() * dist.get_rank(self.holder.ds_process_group)
         begin = max(self.begin, first)
         end = max(begin, min(self.begin + self.numbers, first + shard.numel()))
@@ -85,7 +85,7 @@ def fill(
                     stored = ranks.first_does(lambda t=tensor: reader.read_shaped(t.name, tuple(t.shape)))
                     if ranks.first:
                         cast = stored.to(dtype)
-                        tensor.whole().copy_(cast)
+                        tensor.values().copy_(cast)
                         identity.add(tensor.name, stored)
                         marks.append(fingerprint(cast.contiguous()))
                     progress.advance(tensor.nbytes)

@@ -57,7 +57,6 @@ def variants() -> dict[str, dict]:
     zero3, hpz = (deepspeed_json.load(name)["zero_optimization"] for name in ("zero3", "zero3_hpz"))
     return {
         "resident": {"stage": 0},
-        HOOKS: zero3,
         "nothing ahead": zero3 | {"stage3_prefetch_bucket_size": 0},
         "zero3": zero3,
         "zero3_hpz": hpz | {"zero_hpz_partition_size": dist.get_world_size()},
@@ -100,7 +99,6 @@ def by_hooks(ranks: Ranks, folder: Path, like: Sharded) -> Sharded:
     backbone = build_backbone(read_config(folder, 0.0), dtype=torch.float32, own_head=False, building=sharding)
     tensors = [Stored(name, parameter.ds_shape, parameter) for name, parameter in backbone.named_parameters()]
     fill(ranks, tensors, CheckpointReader(folder), torch.float32)
-    functional.linear = TORCHS_LINEAR
     engine, *_ = deepspeed.initialize(model=backbone, config=ds)
     return replace(like, backbone=engine.module, ds=ds)
 
@@ -153,7 +151,7 @@ def main() -> None:
         folder = Path(ranks.from_first(scratch)) / "model"
         ranks.first_does(lambda: toy.write_model(folder, own_head=False, **sizes))
         models = {name: load(ranks, folder, zero) for name, zero in variants().items()}
-        models[HOOKS] = by_hooks(ranks, folder, models[HOOKS])
+        models[HOOKS] = by_hooks(ranks, folder, models["zero3"])
     backbones = {name: model.backbone for name, model in models.items()}
     passes = {name: GradientPass(model, 0, 10**9, 0, Phases(ranks.device)) for name, model in models.items()}
     found = {}

@@ -25,7 +25,8 @@ def load(ranks: Ranks, model: str, ds: str) -> Sharded:
 
 def held(backbone) -> dict[str, int]:
     """Elements of each sharded parameter that this rank holds beyond its shard, and of the blocks' weights."""
-    weights = {f"{name}.weight": m.weight for name, m in backbone.named_modules() if isinstance(m, torch.nn.Linear)}
+    layers = {name: m for name, m in backbone.named_modules() if isinstance(m, torch.nn.Linear) and ".block." in name}
+    weights = {f"{name}.weight": layer.weight for name, layer in layers.items()}
     sharded = {name: p for name, p in backbone.named_parameters() if hasattr(p, "ds_id")}
     return {name: t.data.numel() for name, t in (weights | sharded).items()}
 
@@ -57,7 +58,6 @@ def load_and_compute(ranks: Ranks, folder: Path, case: str, model: str) -> dict:
     finally:
         sharding.build_sharded = build
     seen["threshold"] = sharded.ds["zero_optimization"]["stage3_param_persistence_threshold"]
-    sharded.backbone.eval()
     seen["gathers"] = []
     seen["trainable"] = [name for name, p in sharded.backbone.named_parameters() if p.requires_grad]
     optimizers = (torch.optim.Optimizer, DeepSpeedOptimizer)

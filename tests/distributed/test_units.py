@@ -11,6 +11,7 @@ import pytest
 
 from bmtpt_ds.config import deepspeed_json
 from bmtpt_ds.model_folder import read_architecture
+from bmtpt_ds.parallel.building import settled
 from tests import launch, toy
 
 WORKER = launch.ROOT / "tests/distributed/units_worker.py"
@@ -107,3 +108,11 @@ def test_a_block_gathered_in_vain_is_let_go(seen, sizes) -> None:
     for rank in seen:
         assert rank["broken off"]["broken off"] == [decoder, decoder]
         assert rank["broken off"]["without gradient"] == 0
+
+
+def test_deepspeed_is_not_told_to_do_it_too() -> None:
+    zero = {"stage": 3, "leaf_module": {"classes": ["T5Block"]}, "stage3_module_granularity_threshold": 10}
+    ds = {"zero_optimization": zero | {"memory_efficient_linear": True}, "bf16": {"enabled": False}}
+    deepspeed_json.check(ds, dtype="float32", source="my.json")
+    expected = {"stage": 3, "memory_efficient_linear": False}
+    assert settled(ds) == {"zero_optimization": expected, "bf16": {"enabled": False}}
