@@ -207,10 +207,9 @@ def svgd_step(
     diagnostics = None
     with phases("svgd"):
         if ranks.first:
-            scores = gradient.gradient.mul_(-source.likelihood_scale)  # score = grad log p = - scale * grad loss
             diagnostics = svgd_step_(
-                posterior.particles.view(len(scores), -1),
-                scores.flatten(1),
+                posterior.particles.view(len(posterior.particles), -1),
+                gradient.gradient.flatten(1),
                 posterior.state,
                 optimizer=source.optimizer,
                 lr=learning_rate(source, step),
@@ -218,6 +217,7 @@ def svgd_step(
                 eps=source.eps,
                 weight_decay=source.weight_decay,
                 clip_norm=source.clip_norm,
+                score_scale=-source.likelihood_scale,  # score = grad log p = - scale * grad loss
                 bandwidth=source.svgd.bandwidth,
                 damping=source.svgd.damping,
                 repulsion_scale=source.svgd.repulsion_scale,

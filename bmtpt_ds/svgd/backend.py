@@ -42,7 +42,7 @@ class KernelOptions(NamedTuple):
 
 
 class Update(NamedTuple):
-    """How an optimizer goes along the direction; svgd_step_ explains it."""
+    """What scores are taken for and how an optimizer goes along the direction; svgd_step_ explains it."""
 
     adaptive: bool  # adamw, else sgd
     lr: float | Tensor
@@ -50,6 +50,7 @@ class Update(NamedTuple):
     eps: float
     weight_decay: float
     clip_norm: float | None
+    score_scale: float = 1.0
 
 
 class Backend(Protocol):

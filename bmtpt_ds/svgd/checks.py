@@ -50,7 +50,12 @@ def check_optimizer(optimizer: str) -> None:
 
 
 def check_optimizer_options(
-    lr: float | Tensor, betas: tuple[float, float], eps: float, weight_decay: float, clip_norm: float | None
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    clip_norm: float | None,
+    score_scale: float,
 ) -> None:
     """lr a number or a 0-d tensor, whose value is looked at only where it lies on the CPU."""
     if isinstance(lr, Tensor):
@@ -69,6 +74,8 @@ def check_optimizer_options(
         raise ValueError(f"weight_decay must be a number, 0 or more, not {weight_decay!r}")
     if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
         raise ValueError(f"clip_norm must be None or a number above 0, not {clip_norm!r}")
+    if not _is_number(score_scale):
+        raise ValueError(f"score_scale must be a finite number, not {score_scale!r}")
 
 
 def check_state(state: Mapping[str, Tensor], optimizer: str, particles: Tensor) -> None:

@@ -214,7 +214,7 @@ def direction_in_registers(
 
 @triton.jit
 def direction(
-    theta, theta_ptr, score_ptr, kernel_ptr, columns, D, count, lam, drive_scale, repulsion_scale
+    theta, theta_ptr, score_ptr, kernel_ptr, columns, D, count, score_scale, lam, drive_scale, repulsion_scale
 ):  # fmt: skip
     """As direction_in_registers, where the rows come once more from the cache."""
     i = tl.arange(0, theta.shape[0])
@@ -222,7 +222,8 @@ def direction(
     apart = tl.zeros_like(theta)
     for j in tl.range(count):
         K_j = tl.load(kernel_ptr + pair(i, j), mask=(i < count) & (i != j), other=0.0)
-        drive += tl.where(i == j, lam, K_j)[:, None] * load_row(score_ptr, j, columns, D)[None, :]
+        score_j = load_row(score_ptr, j, columns, D) * score_scale
+        drive += tl.where(i == j, lam, K_j)[:, None] * score_j[None, :]
         apart += K_j[:, None] * (theta - load_row(theta_ptr, j, columns, D)[None, :])
     drive *= drive_scale
     apart *= repulsion_scale

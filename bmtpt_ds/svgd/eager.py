@@ -19,7 +19,7 @@ class Eager:
     def step_(
         self, particles: Tensor, scores: Tensor, state: dict[str, Tensor], options: KernelOptions, update: Update
     ) -> Diagnostics:
-        scores = scores.to(particles.dtype)
+        scores = scores.to(particles.dtype) * update.score_scale
         finite = torch.isfinite(scores).all()
         if update.clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ does
             scores = scores * (update.clip_norm / (torch.linalg.vector_norm(scores) + 1e-6)).clamp(max=1.0)

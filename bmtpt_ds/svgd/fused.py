@@ -228,6 +228,7 @@ def _update_numbers(update: Update | None) -> dict[str, Any]:
         "OPTIMIZER": optimizer,
         "CLIP": update.clip_norm is not None,
         "clip_norm": float(update.clip_norm or 0.0),
+        "score_scale": float(update.score_scale),
         "LR_ON_DEVICE": on_device,
         "lr": update.lr if on_device else float(update.lr),
         "weight_decay": float(update.weight_decay),

@@ -42,7 +42,7 @@ CLIP_EPS = tl.constexpr(1e-6)  # as torch.nn.utils.clip_grad_norm_ has it
 
 @triton.jit
 def measure(
-    theta_ptr, score_ptr, partial_ptr, D, count,
+    theta_ptr, score_ptr, partial_ptr, D, count, score_scale,
     M: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, GRID: tl.constexpr, TILES: tl.constexpr,
     PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +53,7 @@ def measure(
     bad = tl.zeros([BLOCK], tl.float32)
     for t in tl.range(TILES):
         columns = (pid + t * GRID) * BLOCK + tl.arange(0, BLOCK)
-        score = load_tile(score_ptr, columns, D, M, ROWS)
+        score = load_tile(score_ptr, columns, D, M, ROWS) * score_scale
         squares += tl.sum(score * score, axis=0)
         bad += tl.sum(is_bad(score), axis=0)
         theta = load_tile(theta_ptr, columns, D, M, ROWS)
@@ -92,7 +92,7 @@ def report(
 def step_kernel(
     theta_ptr, score_ptr, out_ptr, exp_avg_ptr, exp_avg_sq_ptr, step_ptr, skipped_ptr,
     sync_ptr, partial_ptr, kernel_ptr, norm_ptr, report_ptr, matrix_ptr, epoch, D, count,
-    bandwidth, damping, repulsion_scale, clip_norm,
+    bandwidth, damping, repulsion_scale, clip_norm, score_scale,
     lr, weight_decay, weight1, log_beta1, beta2, weight2, log_beta2, eps,
     M: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, GRID: tl.constexpr, TILES: tl.constexpr,
     PAIRS: tl.constexpr, SLOTS: tl.constexpr, CHUNK: tl.constexpr, HELD: tl.constexpr, FUSED: tl.constexpr,
@@ -109,14 +109,16 @@ def step_kernel(
     if HELD:
         columns = pid * BLOCK + tl.arange(0, BLOCK)
         theta = load_tile(theta_ptr, columns, D, M, ROWS)
-        score = load_tile(score_ptr, columns, D, M, ROWS)
+        score = load_tile(score_ptr, columns, D, M, ROWS) * score_scale
         if OPTIMIZER == "adam":  # on their way while the programs wait for each other
             exp_avg = load_tile(exp_avg_ptr, columns, D, M, ROWS)
             exp_avg_sq = load_tile(exp_avg_sq_ptr, columns, D, M, ROWS)
         shares = shares_in_registers(theta, score, M, PAIRS, SLOTS)
         tl.store(partial_ptr + pid * SLOTS + tl.arange(0, SLOTS), shares)
     elif FUSED:
-        measure(theta_ptr, score_ptr, partial_ptr + pid * SLOTS, D, count, M, ROWS, BLOCK, GRID, TILES, PAIRS)
+        measure(
+            theta_ptr, score_ptr, partial_ptr + pid * SLOTS, D, count, score_scale, M, ROWS, BLOCK, GRID, TILES, PAIRS
+        )  # fmt: skip
     if FUSED:
         wait_for_all(sync_ptr + BARRIER, generation, GRID)
 
@@ -150,7 +152,8 @@ def step_kernel(
         else:
             theta = load_tile(theta_ptr, columns, D, M, ROWS)
             phi, drive, repulsion = direction(
-                theta, theta_ptr, score_ptr, kernel_ptr, columns, D, count, lam, drive_scale, repulsion_scale
+                theta, theta_ptr, score_ptr, kernel_ptr, columns, D, count,
+                score_scale, lam, drive_scale, repulsion_scale,
             )  # fmt: skip
             tl.debug_barrier()  # before the tile changes: other warps may still read rows of it
         drive_squares += drive
@@ -185,10 +188,10 @@ def step_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def distances_kernel(
-    theta_ptr, score_ptr, partial_ptr, D, count,
+    theta_ptr, score_ptr, partial_ptr, D, count, score_scale,
     M: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, GRID: tl.constexpr, TILES: tl.constexpr,
     PAIRS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The first of two launches, where a device does not start a whole grid at once."""
     partial_ptr += tl.program_id(0) * SLOTS
-    measure(theta_ptr, score_ptr, partial_ptr, D, count, M, ROWS, BLOCK, GRID, TILES, PAIRS)
+    measure(theta_ptr, score_ptr, partial_ptr, D, count, score_scale, M, ROWS, BLOCK, GRID, TILES, PAIRS)

@@ -81,6 +81,7 @@ def svgd_step_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    score_scale: float = 1.0,
     bandwidth: str | float = "median_log",
     damping: str | float = "paper",
     repulsion_scale: float = 1.0,
@@ -93,7 +94,7 @@ def svgd_step_(
 
     Args:
         particles: [M, D] float32 or float64, changed in place.
-        scores: [M, D] any floating dtype, grad log p(particle).
+        scores: [M, D] any floating dtype, grad log p(particle) once multiplied by `score_scale`. Not changed.
         state: of init_state for this optimizer, changed in place.
         optimizer: `adamw` (torch.optim.AdamW fed with the gradient -phi), `adam` (adamw with weight decay 0, whatever
             `weight_decay` says) or `sgd` (particles += lr * phi).
@@ -101,6 +102,8 @@ def svgd_step_(
         betas, eps: of adamw and adam.
         weight_decay: decoupled, for adamw and sgd: particles *= 1 - lr * weight_decay before the move.
         clip_norm: scales the scores down to this joint norm over all particles, before phi; None does not clip.
+        score_scale: what the given scores are multiplied by before all else, in the same launch: -1 where they are the
+            gradients of a loss.
         bandwidth, damping, repulsion_scale, backend: as for svgd_direction.
 
     Returns:
@@ -114,10 +117,10 @@ def svgd_step_(
     checks.check_scores(scores, particles)
     checks.check_kernel_options(*options)
     checks.check_optimizer(optimizer)
-    checks.check_optimizer_options(lr, betas, eps, weight_decay, clip_norm)
+    checks.check_optimizer_options(lr, betas, eps, weight_decay, clip_norm, score_scale)
     checks.check_state(state, optimizer, particles)
     decay = 0.0 if optimizer == "adam" else weight_decay
-    update = Update(optimizer != "sgd", lr, tuple(betas), eps, decay, clip_norm)
+    update = Update(optimizer != "sgd", lr, tuple(betas), eps, decay, clip_norm, score_scale)
     return choose_backend(particles, backend).step_(particles, scores, state, options, update)
 
 

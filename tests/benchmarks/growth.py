@@ -64,7 +64,7 @@ class Bench:
         begun = time.perf_counter()
         gradient = gradient_of_rows(gradient_pass, particles, rows).gradient
         with phases("svgd"):
-            svgd_step_(flat, -gradient.view_as(flat), state, lr=0.3)
+            svgd_step_(flat, gradient.view_as(flat), state, lr=0.3, score_scale=-1.0)
         self.ranks.broadcast_(particles)
         self._wait()
         seconds = time.perf_counter() - begun

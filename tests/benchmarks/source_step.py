@@ -147,7 +147,7 @@ def our_step(model: Sharded, prompts: torch.Tensor) -> Step:
 
     def step(rows: Sequence[TokenRow]) -> torch.Tensor:
         gradient = gradient_of_rows(gradient_pass, theta, rows).gradient
-        svgd_step_(particles, -gradient.view_as(particles), state, lr=LR)
+        svgd_step_(particles, gradient.view_as(particles), state, lr=LR, score_scale=-1.0)
         return gradient
 
     return step

@@ -9,6 +9,7 @@ import torch
 
 from bmtpt_ds.svgd import choose_backend, init_state, svgd_step_
 from bmtpt_ds.svgd.fused import Fused
+from tests.benchmarks.svgd_step import launches_of
 
 M, D = 5, 102_400
 OPTIONS = {"optimizer": "adamw", "clip_norm": 1.0, "backend": "triton"}
@@ -44,6 +45,16 @@ def test_steps_after_the_first_allocate_nothing_and_never_wait():
             svgd_step_(theta, score, state, lr=0.3 / (t + 1), **OPTIONS)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     assert state["step"] == 11
+
+
+def test_gradients_become_scores_in_the_same_launch():
+    theta, gradient, state = start()
+
+    def step(_) -> None:
+        svgd_step_(theta, gradient, state, lr=0.3, score_scale=-2.0, **OPTIONS)
+
+    step(None)  # compiles, and makes the buffers
+    assert launches_of(step, None) in (1, None)  # None: the profiler sees nothing of this GPU
 
 
 def test_a_learning_rate_on_the_device_is_the_same_number():

@@ -159,6 +159,22 @@ def test_a_step_is_the_references(optimizer, dtype, clip_norm):
     assert ours["step"] == theirs["step"] == 2
 
 
+@pytest.mark.parametrize("backend", [ONE, SEVERAL], ids=["one launch", "two launches"])
+@pytest.mark.parametrize("M", [3, 10])  # held in registers, read twice
+def test_scaled_scores_are_the_references(M, backend):
+    (theta, gradient), (again, _) = draw(M, 700), draw(M, 700)
+    ours, theirs = init_state(theta, "sgd"), init_state(theta, "sgd")
+    options = {"optimizer": "sgd", "lr": 0.25, "clip_norm": 50.0}
+    for _ in range(2):
+        found = svgd_step_(theta, gradient, ours, score_scale=-3.0, backend=backend, **options)
+        right = svgd_step_(again, -3.0 * gradient, theirs, backend="reference", **options)
+        for one, two in zip(found, right, strict=True):
+            assert relative(one, two) < 1e-5
+    assert relative(theta, again) < 1e-6
+    svgd_step_(theta, gradient, ours, score_scale=-1e39, backend=backend, **options)
+    assert ours["skipped"] == 1
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, in the interpreter
 @pytest.mark.parametrize("backend", [ONE, SEVERAL], ids=["one launch", "two launches"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

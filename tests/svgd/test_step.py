@@ -122,6 +122,27 @@ def test_kernel_options_reach_the_direction(optimizer):
         torch.testing.assert_close(theta, draw() + 0.1 * found.direction)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaled_scores_are_scores_scaled_before(dtype, clip_norm):
+    given, ends = draw(1, dtype), []
+    for scores, options in ((given, {"score_scale": -3.7}), (given.float() * -3.7, {})):
+        theta, kept = draw(), scores.clone()
+        state = init_state(theta, "adamw")
+        for _ in range(3):
+            diagnostics = svgd_step_(theta, scores, state, lr=0.1, clip_norm=clip_norm, **options)
+        ends.append((theta, *state.values(), *diagnostics))
+        assert torch.equal(scores, kept)
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
+def test_scores_that_are_infinite_once_scaled_skip_the_step():
+    theta = draw()
+    found = svgd_step_(theta, draw(1), init_state(theta, "sgd"), optimizer="sgd", lr=0.1, score_scale=1e39)
+    assert torch.equal(theta, draw())
+    assert found.skipped == 1
+
+
 def test_clipping_is_of_the_scores_by_their_joint_norm():
     theta, score = draw(), 10 * draw(1)
     holder = torch.nn.Parameter(theta.clone())
@@ -277,6 +298,7 @@ NAN, INF = math.nan, math.inf
         *(({"eps": bad}, "eps") for bad in (-1e-8, NAN, None)),
         *(({"weight_decay": bad}, "weight_decay") for bad in (-0.1, NAN, INF, None)),
         *(({"clip_norm": bad}, "clip_norm") for bad in (0.0, -1.0, NAN, "1")),
+        *(({"score_scale": bad}, "score_scale") for bad in (NAN, INF, None, "1")),
         ({"bandwidth": "mean"}, "bandwidth"),
         ({"damping": 0.0}, "damping"),
         ({"repulsion_scale": -1.0}, "repulsion_scale"),
