@@ -17,7 +17,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseGate
 
 from bmtpt_ds.model.norm import FrozenNorm
 from bmtpt_ds.model.packed import Spans, kind_of
-from bmtpt_ds.model.whole_block import can_be_whole, run_whole
+from bmtpt_ds.model.whole_block import Layers, can_be_whole, run_whole
 from bmtpt_ds.triton_support import why_no_kernels
 
 # Where blocks run whole. A CPU has its own ways of sparing work, in the layers below; wider numbers do not go through a
@@ -37,7 +37,7 @@ def use_frozen_layers(model: nn.Module) -> None:
             module.act = nn.GELU(approximate="tanh")  # one kernel that keeps its input; theirs is eight and keeps four
     for block in model.modules():
         if type(block) is T5Block and can_be_whole(block):
-            block.forward = partial(_block_forward, block)
+            block.forward = partial(_block_forward, block, Layers(block))
 
 
 def runs_whole(hidden: torch.Tensor) -> bool:
@@ -59,6 +59,7 @@ def use_trainable_layers(model: nn.Module) -> None:
 
 def _block_forward(
     block: T5Block,
+    layers: Layers,
     hidden_states: torch.Tensor,
     mask: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
@@ -68,9 +69,9 @@ def _block_forward(
     **named,
 ) -> tuple[torch.Tensor, ...]:
     """A block's forward pass: packed rows on a GPU as one node of autograd, all else as transformers does it."""
-    attention = block.layer[0].SelfAttention
-    if spans is not None and spans.whole and not (block.training and attention.dropout):
-        return run_whole(block, hidden_states, encoder_hidden_states, spans), position_bias
+    dropout = block.training and layers.attentions[0].attention.dropout
+    if spans is not None and spans.whole and not dropout:
+        return run_whole(layers, hidden_states, encoder_hidden_states, spans), position_bias
     named |= {} if spans is None else {"spans": spans}
     return T5Block.forward(block, hidden_states, mask, position_bias, encoder_hidden_states, *others, **named)
 

@@ -8,7 +8,7 @@ Symbols: N rows of a bucket, Q query tokens and K key tokens of a row, d values 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.t5.modeling_t5 import T5Attention, T5Stack
+
+from bmtpt_ds.triton_support import power_of_two
 
 ATTENTION = "packed"  # the name in transformers' registry
 _ALIGNED = 16  # values; a row of a bias that begins elsewhere is copied by CUDA's kernels
@@ -127,11 +129,26 @@ def position_bias(stack: T5Stack, tokens: int, like: torch.Tensor) -> torch.Tens
     """
     attention = stack.block[0].layer[0].SelfAttention
     width = -(-tokens // _ALIGNED) * _ALIGNED
-    bias = attention.compute_bias(tokens, width, device=like.device).to(like.dtype).contiguous()
+    reach = power_of_two(width)
+    buckets = _relative_buckets(
+        reach,
+        like.device,
+        bidirectional=not stack.is_decoder,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    # it follows from the distance alone, so what a query sees is a window of one line: the first query's begins last
+    ahead = 1 if stack.is_decoder else width
+    line = attention.relative_attention_bias(buckets[reach + 1 - tokens : reach + ahead]).to(like.dtype).t()
     if stack.is_decoder:
-        later = torch.ones(tokens, width, dtype=torch.bool, device=like.device).triu(1)
-        bias = bias.masked_fill(later, torch.finfo(like.dtype).min)
-    return bias[..., :tokens]
+        line = pad(line, (0, width - 1), value=torch.finfo(like.dtype).min)
+    return line.unfold(1, width, 1).flip(1).contiguous()[None, ..., :tokens]
+
+
+@lru_cache(maxsize=16)
+def _relative_buckets(reach: int, device: torch.device, **of_model: int) -> torch.Tensor:
+    """T5's number for each distance of a key behind a query, from -reach to reach - 1: the same in every step."""
+    return T5Attention._relative_position_bucket(torch.arange(-reach, reach, device=device), **of_model)
 
 
 def repeated_bias(bias: torch.Tensor, times: int) -> torch.Tensor:

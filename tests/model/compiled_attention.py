@@ -40,6 +40,7 @@ def compile_all(capability: int, d: int, queries: int) -> None:
         (kernels.keys_kernel, (q, k, k, q, k, k, sums, sums)),
     ):
         arguments = dict(zip(kernel.arg_names, tensors, strict=False)) | {"tiles_ptr": tiling.query_tiles}
+        arguments |= {"q_row": 3 * HEADS * d, "k_row": 3 * HEADS * d, "out_row": HEADS * d}
         source = source_of(kernel, arguments | tiling.arguments)
         binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=tiling.options)
         line = {"kernel": kernel.__name__, "d": d, "queries": queries, "shared": binary.metadata.shared}

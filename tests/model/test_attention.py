@@ -68,9 +68,15 @@ def error(found, right):
     return ((found.double() - right).norm() / right.norm()).item()
 
 
-@pytest.mark.parametrize("d", [8, 64])
+def wider(states):
+    """The same, as columns of one tensor each for the query and for key and value."""
+    query, key, value = states
+    return [torch.cat([query, query], dim=1)[:, : query.shape[1]], *torch.cat([key, value], dim=1).chunk(2, dim=1)]
+
+
+@pytest.mark.parametrize(("d", "apart"), [(8, False), (64, True)])
 @pytest.mark.parametrize(("name", "spans"), list(cases()), ids=[name for name, _ in cases()])
-def test_values_and_gradients(name, spans, d):
+def test_values_and_gradients(name, spans, d, apart):
     sizes = [sum(getattr(span, of) * span.rows for span in spans) for of in ("queries", "keys", "keys", "queries")]
     generator, scale = torch.Generator().manual_seed(0), 1.0 if d == 8 else d**-0.5
     states = [torch.randn(size, HEADS * d, generator=generator).to(DEVICE, DTYPE) for size in sizes]
@@ -83,18 +89,46 @@ def test_values_and_gradients(name, spans, d):
     tiling = Tiling.of(spans, DEVICE, heads=HEADS, d=d, scale=scale)
     tables = (tiling.arguments["rows_ptr"], tiling.arguments["seen_ptr"], tiling.query_tiles, tiling.key_tiles)
     assert all(table.data_ptr() % 16 == 0 for table in tables)
-    out, sums = attend(*states[:3], tiling)
+    wide = wider(states[:3]) if apart else states[:3]
+    out, sums = attend(*wide, tiling)
     assert error(out, right.detach()) < TOLERANCE
-    gradients = attend_gradient(states[3], *states[:3], out, sums, tiling)
+
+    def of_states():
+        into = [torch.full_like(one, float("nan")) for one in states[:3]]
+        into = wider(into) if apart else into
+        attend_gradient(states[3], *wide, out, sums, tiling, into=into)
+        return into
+
+    gradients = of_states()
     for found, leaf in zip(gradients, leaves, strict=True):
         if leaf.grad.norm() > 1e-9:  # a single key has all the weight, whatever its score
             assert error(found, leaf.grad) < OF_GRADIENTS
         assert found.isfinite().all()
-    again = attend_gradient(states[3], *states[:3], out, sums, tiling)
-    assert all(map(torch.equal, gradients, again))
+    assert all(map(torch.equal, gradients, of_states()))
 
 
-@pytest.mark.parametrize(("capability", "sizes"), [(80, "64 128"), (90, "64 128"), (100, "64"), (120, "64")])
+def test_a_later_layer_gives_the_compiled_kernel_what_the_first_gave():
+    """The kernels are compiled; a stand-in for CUDA's driver writes down what it is given."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.model.launched_attention"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    first, second, unaligned = lines[:3], lines[3:6], lines[6:]
+    assert [line.pop("asked") for line in lines] == [True] * 3 + [False] * 3 + [True] * 3
+    assert [line["kernel"] for line in first] == ["forward_kernel", "queries_kernel", "keys_kernel"]
+    assert [line["given"][0] for line in first] == ["state 0"] * 3
+    assert second == first
+    assert unaligned == first
+
+
+@pytest.mark.parametrize(
+    ("capability", "sizes"),
+    [
+        (90, "64 128"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((80, "64 128"), (100, "64"), (120, "64"))),
+    ],
+)
 def test_compiles_without_spills(capability, sizes, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)

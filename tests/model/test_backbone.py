@@ -15,6 +15,7 @@ from bmtpt_ds.model.backbone import (
     mean_token_losses,
     read_config,
 )
+from bmtpt_ds.model.packed import position_bias
 from bmtpt_ds.model.weights import CheckpointReader
 
 CPU = torch.device("cpu")
@@ -156,6 +157,27 @@ def test_loss_of_a_row_is_the_mean_over_its_own_tokens() -> None:
     for cut in ([labels], [labels[:1], labels[1:]]):
         found = mean_token_losses(logits.flatten(0, 1), cut)
         torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_position_bias_is_transformers(folder: Path, stack: str) -> None:
+    of_stack = getattr(load(folder), stack)
+    attention = of_stack.block[0].layer[0].SelfAttention
+    for tokens in (1, 2, 15, 16, 17, 100, 129, 600):
+        right = attention.compute_bias(tokens, tokens)
+        if stack == "decoder":
+            later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+            right = right.masked_fill(later, torch.finfo(torch.float32).min)
+        found = position_bias(of_stack, tokens, right)
+        assert torch.equal(found, right)
+        assert tokens == 1 or found.stride(-2) % 16 == 0  # where a GPU's kernels want rows to begin
+
+
+def test_the_decoder_reads_what_transformers_gives_it(folder: Path) -> None:
+    backbone, labels = load(folder), example()["labels"]
+    choices = torch.stack([labels, labels.roll(1, 0)], dim=1)
+    right = [backbone._shift_right(of_bucket).flatten() for of_bucket in (labels[:, :1], labels, choices)]
+    assert torch.equal(backbone._decoder_ids([labels[:, :1], labels, choices]), torch.cat(right))
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

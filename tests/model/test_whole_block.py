@@ -9,6 +9,7 @@ from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model import frozen
+from bmtpt_ds.model.whole_block import SideBySide
 from bmtpt_ds.parallel import Ranks, load_backbone
 from bmtpt_ds.phases import Phases
 from tests.one_step import gradient_of_rows
@@ -40,15 +41,24 @@ def differs(found, right):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
-@pytest.mark.parametrize(("layout", "recomputed"), [("resident", False), ("zero3_cpu", True)])
+@pytest.mark.parametrize(
+    ("folder", "layout", "recomputed"),
+    [("tied", "zero3_cpu", True), ("untied", "resident", False)],
+    indirect=["folder"],
+)
 def test_same_as_layer_by_layer(folder, layout, recomputed, monkeypatch):
     right = gradient(folder)
     ran = []
     run_whole = frozen.run_whole
     monkeypatch.setattr(frozen, "run_whole", lambda *arguments: ran.append(1) or run_whole(*arguments))
     monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
+    moved, join = [], SideBySide._join
+    monkeypatch.setattr(SideBySide, "_join", lambda joint: moved.append(joint) or join(joint))
     found = gradient(folder, layout=layout, recomputed=recomputed)
     assert ran
+    # once in the model's life; what ZeRO-3 gathers is in one piece already
+    joint = 0 if layout == "zero3_cpu" else 2 + 2 * 2 + (4 if "untied" in folder.name else 0)
+    assert len(moved) == joint
     assert differs(found, right) < 1e-5
 
 
@@ -64,6 +74,22 @@ def test_on_a_gpu_as_near_to_float64_as_layer_by_layer_and_always_the_same(folde
     monkeypatch.setattr(frozen, "WHOLE", set())
     layers = gradient(folder, dtype="bfloat16")
     assert differs(found, right) < 1.5 * differs(layers, right)
+
+
+def test_weights_side_by_side_are_one_matrix_and_stay_themselves():
+    layers = [torch.nn.Linear(3, rows, bias=False).requires_grad_(False) for rows in (4, 2, 5)]
+    before = [layer.weight.clone() for layer in layers]
+    joint = SideBySide(*layers)
+    for _ in range(2):
+        matrix = joint.weight
+        assert torch.equal(matrix, torch.cat(before))
+        assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+        assert matrix.data_ptr() == layers[0].weight.data_ptr()
+    layers[1].weight.fill_(7.0)
+    assert (matrix[4:6] == 7.0).all()
+    layers[1].double()
+    layers[1].float()  # elsewhere in memory, as after `to`
+    assert torch.equal(joint.weight, torch.cat([layer.weight for layer in layers]))
 
 
 def test_weights_that_are_trained_go_through_the_layers(folder):
