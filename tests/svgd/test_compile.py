@@ -29,7 +29,9 @@ def compiled(capability, cases, cache):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("capability", CASES)
+@pytest.mark.parametrize(
+    "capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_compiles_for(capability, tmp_path):
     found = compiled(capability, CASES[capability], tmp_path)
     assert len(found) == 2 * len(CASES[capability])

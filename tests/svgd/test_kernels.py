@@ -21,6 +21,13 @@ DAMPINGS = ["paper", "matched", "none", 0.25]
 OPTIONS = list(itertools.product(BANDWIDTHS, DAMPINGS))
 MS, DS = [1, 2, 3, 5, 8, 10, 16, 32], [1, 7, 1000, 1024, 5000]
 SIZES = list(itertools.product(MS, DS))
+
+
+def slow(*values):
+    """A case that takes the interpreter long, beside another of its kind that does not."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # wide tiles, for the interpreter's time goes by the operation; on a GPU as registers allow
 ONE = Fused(programs=1, block=1024) if is_interpreted() else Fused()
 SEVERAL = Fused(programs=3, block=512) if is_interpreted() else Fused(one_launch=False)
@@ -51,7 +58,7 @@ def check_direction(theta, score, backend, **options):
         assert relative(getattr(found, name), getattr(right, name)) < 2e-5, (name, options)
 
 
-@pytest.mark.parametrize(("M", "D"), SIZES)
+@pytest.mark.parametrize(("M", "D"), [slow(*size) if size[0] == 32 and size[1] in DS[:4] else size for size in SIZES])
 def test_direction_in_one_launch(M, D):
     """Every size; each meets two of the sixteen options, all sizes together meet all of them."""
     theta, score = draw(M, D)
@@ -68,7 +75,9 @@ def test_all_options(bandwidth, damping, turn):
     check_direction(*draw(M, D), ONE, bandwidth=bandwidth, damping=damping, repulsion_scale=scale)
 
 
-@pytest.mark.parametrize(("M", "D"), [(1, 5000), (2, 1024), (5, 5000), (8, 1000), (10, 5000), (16, 1024), (32, 1000)])
+@pytest.mark.parametrize(
+    ("M", "D"), [(1, 5000), (2, 1024), (5, 5000), (8, 1000), (10, 5000), (16, 1024), slow(32, 1000)]
+)
 @pytest.mark.parametrize("backend", [ONE, SEVERAL], ids=["one launch", "two launches"])
 def test_magnitudes_of_real_prompts(M, D, backend):
     """A trained prompt has a standard deviation of 10 to 100; the particles lie close to each other beside that."""
@@ -97,7 +106,7 @@ def test_one_far_outlier(M, bandwidth, backend):
     check_direction(theta, score, backend, bandwidth=bandwidth, damping="matched")
 
 
-@pytest.mark.parametrize(("M", "D"), [(1, 7), (3, 5000), (5, 1024), (10, 1000), (32, 600)])
+@pytest.mark.parametrize(("M", "D"), [(1, 7), (3, 5000), (5, 1024), (10, 1000), slow(32, 600)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_two_launches_of_several_programs_equal_one(M, D, optimizer):
     options = {"optimizer": optimizer, "lr": 0.3, "weight_decay": 0.1, "clip_norm": 0.5}
@@ -120,7 +129,7 @@ def pull(theta, t):
 
 @pytest.mark.parametrize(
     ("backend", "weight_decay"),
-    [pytest.param(ONE, 0.0, marks=pytest.mark.slow), (ONE, 0.1), (SEVERAL, 0.1)],
+    [slow(ONE, 0.0), (ONE, 0.1), slow(SEVERAL, 0.1)],
     ids=["one launch", "one launch, weight decay", "two launches, weight decay"],
 )
 def test_100_steps_are_torchs_adamw_fed_with_minus_phi(backend, weight_decay):
@@ -159,6 +168,7 @@ def test_a_step_is_the_references(optimizer, dtype, clip_norm):
     assert ours["step"] == theirs["step"] == 2
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # numpy's, in the interpreter
 @pytest.mark.parametrize("backend", [ONE, SEVERAL], ids=["one launch", "two launches"])
 @pytest.mark.parametrize("M", [3, 10])  # held in registers, read twice
 def test_scaled_scores_are_the_references(M, backend):
@@ -171,14 +181,13 @@ def test_scaled_scores_are_the_references(M, backend):
         for one, two in zip(found, right, strict=True):
             assert relative(one, two) < 1e-5
     assert relative(theta, again) < 1e-6
-    svgd_step_(theta, gradient, ours, score_scale=-1e39, backend=backend, **options)
+    svgd_step_(theta, gradient, ours, score_scale=-1e39, backend=backend, **options)  # infinite in float32
     assert ours["skipped"] == 1
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's, in the interpreter
 @pytest.mark.parametrize("backend", [ONE, SEVERAL], ids=["one launch", "two launches"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("bad", "optimizer"), [(math.nan, "adamw"), (math.inf, "sgd"), (-math.inf, "adamw")])
 def test_one_bad_score_skips_the_step(optimizer, bad, backend):
     options = {"optimizer": optimizer, "lr": 0.1, "weight_decay": 0.1, "clip_norm": 1.0, "backend": backend}
     theta, score = draw(5, 1100)
