@@ -11,7 +11,8 @@ pytest.importorskip("triton")
 
 MAIN = ("5,102400", "6,102400", "8,76800", "10,102400")
 ENDS = (MAIN[0], MAIN[-1])  # the paper's setting, and that of most registers
-CASES = {80: ENDS, 90: (*MAIN, "5,102400,sgd", "1,102400", "3,1", "3,7", "10,1000000"), 100: ENDS}
+USUAL = (90, (*ENDS, "5,102400,sgd", "3,7"))
+OTHERS = ((90, (MAIN[0], *MAIN[1:-1], "1,102400", "3,1", "10,1000000")), (80, ENDS), (100, ENDS))
 
 
 def compiled(capability, cases, cache):
@@ -30,13 +31,12 @@ def compiled(capability, cases, cache):
 
 
 @pytest.mark.parametrize(
-    "capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
+    ("capability", "cases"), [USUAL, *(pytest.param(*others, marks=pytest.mark.slow) for others in OTHERS)]
 )
-def test_compiles_for(capability, tmp_path):
-    found = compiled(capability, CASES[capability], tmp_path)
-    assert len(found) == 2 * len(CASES[capability])
+def test_compiles_for(capability, cases, tmp_path):
+    found = compiled(capability, cases, tmp_path)
+    assert len(found) == 2 * len(cases)
     for case in found:
-        assert case["seconds"] < 10, case
         assert case["stack"] == case["local"] == 0, case  # M <= 10: no register spills
         assert case["float_atomics"] == 0, case  # sums in a fixed order: the same to the bit
         # one barrier of the grid in the fused kernel, none in the other; both draw a ticket at the end
