@@ -54,7 +54,10 @@ def test_gradients_become_scores_in_the_same_launch():
         svgd_step_(theta, gradient, state, lr=0.3, score_scale=-2.0, **OPTIONS)
 
     step(None)  # compiles, and makes the buffers
-    assert launches_of(step, None) in (1, None)  # None: the profiler sees nothing of this GPU
+    launches = launches_of(step, None)
+    if launches is None:
+        pytest.skip("the profiler sees nothing of this GPU")
+    assert launches == 1
 
 
 def test_a_learning_rate_on_the_device_is_the_same_number():
