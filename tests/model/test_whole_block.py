@@ -43,7 +43,11 @@ def differs(found, right):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
 @pytest.mark.parametrize(
     ("folder", "layout", "recomputed"),
-    [("tied", "zero3_cpu", True), ("untied", "resident", False)],
+    [
+        *(("tied", "zero3_cpu", True), ("untied", "resident", False)),
+        pytest.param("tied", "resident", False, marks=pytest.mark.slow),
+        pytest.param("untied", "zero3_cpu", True, marks=pytest.mark.slow),
+    ],
     indirect=["folder"],
 )
 def test_same_as_layer_by_layer(folder, layout, recomputed, monkeypatch):
