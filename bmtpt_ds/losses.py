@@ -16,6 +16,7 @@ from bmtpt_ds.data.tokens import Batch, upload
 from bmtpt_ds.data.work import HostPass, StepRows, StepWork, host_pass, plan_step
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.backbone import Backbone
+from bmtpt_ds.model.packed_pass import PackedPasses, can_pack
 from bmtpt_ds.parallel import Grid, Sharded
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
@@ -162,6 +163,8 @@ class GradientPass:
         dropout_seed: int,
         phases: Phases,
         grid: Grid | None = None,
+        *,
+        cuda_graphs: bool = True,
     ):
         """
         Args:
@@ -169,22 +172,37 @@ class GradientPass:
                 with half of it.
             dropout_seed: of the random numbers of a backbone with dropout, drawn anew for each step.
             grid: how prompts and rows are shared; default: every rank has its share of the rows of all prompts.
+            cuda_graphs: whether a GPU's passes are captured where they can be.
         """
         self._model, self._pad_id, self._seed, self._phases = model, pad_id, dropout_seed, phases
         self._grid = grid or Grid(model.ranks)
         self._planned_tokens = self.max_tokens = max_tokens
         self._weights = list(model.backbone.parameters())
+        self._packed = PackedPasses(model.backbone, capture=cuda_graphs) if model.stage == 0 else None
+        self._by_table = True  # whether the last step read its rows from tables; where they can be
 
     @classmethod
     def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
         """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory."""
         recipe, model = session.recipe, session.model
         budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, *session.longest(tasks))
-        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid)
+        graphs = recipe.model.cuda_graphs
+        return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid, cuda_graphs=graphs)
+
+    @property
+    def captures(self) -> bool:
+        """Whether passes through plain prompts are captured as CUDA graphs."""
+        return self._packed is not None and self._packed.captures and can_pack(self._model.backbone)
+
+    @property
+    def captured(self) -> int:
+        """How many passes were captured as CUDA graphs so far."""
+        return self._packed.captured if self._packed else 0
 
     def prepare(self, rows: StepRows, prompts: int, length: int) -> StepWork:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""
-        return plan_step(
+        packs = self._packed and can_pack(self._model.backbone)
+        work = plan_step(
             rows,
             block=self._grid.block(prompts),
             length=length,
@@ -192,7 +210,11 @@ class GradientPass:
             data_rank=self._grid.data_rank,
             max_tokens=self._planned_tokens,
             pad_id=self._pad_id,
+            packing=self._packed.packing(length, self._pad_id) if packs else None,
         )
+        for own in work.passes:
+            _ = own.table if packs and self._by_table else own.batches  # here, not while the device waits
+        return work
 
     def __call__(self, through: Through, work: StepWork, step: int, stop: StopSignal) -> StepGradient:
         """
@@ -234,7 +256,8 @@ class GradientPass:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._halve(work.longest)
+                if not (self._packed and self._packed.forget()):
+                    self._halve(work.longest)
             if ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -245,7 +268,7 @@ class GradientPass:
                 yield own
                 continue
             (batches,) = plan_micro_batches(own.cells, 1, self.max_tokens)
-            yield from (host_pass(batch, work.rows, prompts, self._pad_id) for batch in batches)
+            yield from (host_pass(batch, work.rows, prompts, self._pad_id, own.packing) for batch in batches)
 
     def _halve(self, longest: int) -> None:
         half = self.max_tokens // 2
@@ -263,6 +286,10 @@ class GradientPass:
         self.max_tokens = half
 
     def _add_pass(self, flat: torch.Tensor, through: Through, block: range, own: HostPass) -> None:
+        self._by_table = own.packing is not None and isinstance(through, Prompts)
+        if self._by_table:
+            self._add_packed(flat, through.prompts[block.start : block.stop], own)
+            return
         with self._phases("forward"):
             leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in through.leaves]
             numbers = [block[cell.prompt] for cell in own.cells]
@@ -276,6 +303,15 @@ class GradientPass:
             flat[begin : begin + last - first] += leaf.grad.flatten()[first:last]
             begin, leaf.grad = begin + last - first, None
         flat[begin:-1] += loss_of_prompt.detach()
+
+    def _add_packed(self, flat: torch.Tensor, prompts: torch.Tensor, own: HostPass) -> None:
+        with self._phases("forward"):
+            passes = self._packed.of(own.table.sizes)
+            losses = passes.forward(prompts.detach(), own.table)
+        with self._phases("backward"):
+            gradient = passes.backward()
+        flat[: gradient.numel()] += gradient.flatten()
+        flat[gradient.numel() : -1] += losses
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -36,6 +36,8 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # auto: on if the DeepSpeed JSON has such a section, or if a step's micro-batches would be too small without it
     activation_checkpointing: bool | Literal["auto"] = "auto"
+    # a GPU's passes of a resident model in bfloat16 are captured as CUDA graphs, a pair for each of a few sizes
+    cuda_graphs: bool = True
 
 
 class PromptConfig(Section):

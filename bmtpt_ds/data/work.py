@@ -1,14 +1,16 @@
-"""A step's work on the host: its rows dealt to ranks and passes, padded in buckets. Nothing here touches a device.
+"""A step's work on the host: its rows dealt to ranks and passes, packed or padded. Nothing here touches a device.
 
 It follows from the step's rows alone, so that it can be made while a device is busy with the step before.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from bmtpt_ds.data.plan import Cell, MicroBatch, bucket_tokens, buckets, imbalance, plan_micro_batches
+from bmtpt_ds.data.table import Packing, Table, table_of
 from bmtpt_ds.data.tokens import HostBatches, TokenRow, collate
 
 
@@ -34,12 +36,32 @@ class StepRows:
 
 @dataclass(frozen=True)
 class HostPass:
-    """One forward and backward pass of this rank."""
+    """One forward and backward pass of this rank: its rows padded in buckets, or in a table. Either is made when it is
+    first asked for."""
 
-    cells: MicroBatch  # in the order of the batches
+    buckets: Sequence[MicroBatch]
+    rows: Sequence[TokenRow]  # of the whole step
     weights: torch.Tensor  # [P, cells], of each cell's loss in each prompt's
-    batches: HostBatches
-    tokens: int  # padding included
+    pad_id: int
+    packing: Packing | None = None  # None: there is no table
+
+    @cached_property
+    def cells(self) -> MicroBatch:
+        """In the order of the batches."""
+        return [cell for bucket in self.buckets for cell in bucket]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Those of the batches, padding included."""
+        return bucket_tokens(self.buckets)
+
+    @cached_property
+    def batches(self) -> HostBatches:
+        return collate([[self.rows[cell.row] for cell in bucket] for bucket in self.buckets], self.pad_id)
+
+    @cached_property
+    def table(self) -> Table | None:
+        return self.packing and table_of(self.cells, self.rows, self.weights, self.packing)
 
 
 @dataclass(frozen=True)
@@ -53,9 +75,17 @@ class StepWork:
 
 
 def plan_step(
-    step: StepRows, *, block: range, length: int, data_ranks: int, data_rank: int, max_tokens: int, pad_id: int
+    step: StepRows,
+    *,
+    block: range,
+    length: int,
+    data_ranks: int,
+    data_rank: int,
+    max_tokens: int,
+    pad_id: int,
+    packing: Packing | None = None,
 ) -> StepWork:
-    """Deals the cells of a block of prompts and pads this rank's.
+    """Deals the cells of a block of prompts.
 
     Args:
         block: the prompts of this rank, P of all; cells number them from 0.
@@ -68,7 +98,7 @@ def plan_step(
         for p in _readers(step, r, block)
     ]
     plan = plan_micro_batches(cells, data_ranks, max_tokens)
-    passes = [host_pass(batch, step.rows, len(block), pad_id) for batch in plan[data_rank]]
+    passes = [host_pass(batch, step.rows, len(block), pad_id, packing) for batch in plan[data_rank]]
     return StepWork(step.rows, passes, max(cell.tokens for cell in cells), imbalance(plan))
 
 
@@ -80,12 +110,12 @@ def _readers(step: StepRows, row: int, block: range) -> Sequence[int]:
     return [prompt - block.start] if prompt in block else []
 
 
-def host_pass(batch: MicroBatch, rows: Sequence[TokenRow], prompts: int, pad_id: int) -> HostPass:
+def host_pass(
+    batch: MicroBatch, rows: Sequence[TokenRow], prompts: int, pad_id: int, packing: Packing | None = None
+) -> HostPass:
     """The pass of a micro-batch."""
     cut = buckets(batch)
-    cells = [cell for bucket in cut for cell in bucket]
-    weights = torch.zeros(prompts, len(cells))
-    for i, cell in enumerate(cells):
+    weights = torch.zeros(prompts, len(batch))
+    for i, cell in enumerate(cell for bucket in cut for cell in bucket):
         weights[cell.prompt, i] = cell.weight
-    batches = collate([[rows[cell.row] for cell in bucket] for bucket in cut], pad_id)
-    return HostPass(cells, weights, batches, bucket_tokens(cut))
+    return HostPass(cut, rows, weights, pad_id, packing)

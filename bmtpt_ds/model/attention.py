@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from bmtpt_ds.data.table import Tiles
 from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.model.packed import Span, Spans, kind_of
 from bmtpt_ds.triton_support import power_of_two
 
+# Of the compiler. At d = 128 eight warps need no memory for registers, which four do for the keys' gradient, and take
+# 1.6 to 1.9 times as long (H200).
+OPTIONS = {"num_warps": 4, "num_stages": 2}
 _TILE = 64  # tokens
 _NARROW_TILE = 32  # of keys, where registers or shared memory are too few
 _ALIGNED = 4  # numbers, of 4 bytes
@@ -30,7 +34,6 @@ class Tiling:
     query_tiles: Tensor  # [programs, 2] int32: row, number of the tile in it
     key_tiles: Tensor
     arguments: dict[str, Any]  # what all kernels take, by name, but for `tiles_ptr` and how far apart rows are
-    options: dict[str, int]  # of the compiler
     launches: dict[Any, Any] = field(default_factory=dict)  # compiled kernels, and what they take behind the tensors
 
     @classmethod
@@ -49,16 +52,15 @@ class Tiling:
             scale: of the scores, before the bias.
             capability: of the GPU that the kernels run on; default: the device's.
         """
-        capability = capability or _capability(device)
+        sizes = tiles_on(device, capability)
         rows, query_tiles, key_tiles, first_query, first_key = [], [], [], 0, 0
         longest = max(spans, key=lambda span: span.queries // span.texts)
-        query_tile = _SMALL_TILE if longest.queries // longest.texts <= _SMALL_TILE else _TILE
-        key_tile = _TILE if _is_roomy(capability) else _NARROW_TILE
+        query_tile = sizes.few_queries if longest.queries // longest.texts <= sizes.few_queries else sizes.queries
         for span in spans:
             queries, keys = span.queries // span.texts, span.keys // span.texts  # a text sees itself alone
             for _ in range(span.rows * span.texts):
                 query_tiles += [(len(rows), i) for i in range(-(-queries // query_tile))]
-                key_tiles += [(len(rows), i) for i in range(-(-keys // key_tile))]
+                key_tiles += [(len(rows), i) for i in range(-(-keys // sizes.keys))]
                 rows.append((first_query, queries, first_key, keys))
                 first_query, first_key = first_query + queries, first_key + keys
         tables = _upload((rows, query_tiles, key_tiles), device)
@@ -68,24 +70,53 @@ class Tiling:
             if span.mask is not None:
                 seen[first : first + span.rows] = span.mask.sum(dim=1)
             first += span.rows * span.texts
-        position = longest.position
+        return cls.of_tables(
+            *(tables[0], seen, tables[1], tables[2]),
+            position=longest.position,
+            total=first_query,
+            tile=(query_tile, sizes.keys),
+            heads=heads,
+            d=d,
+            scale=scale,
+        )
+
+    @classmethod
+    def of_tables(
+        cls,
+        rows: Tensor,
+        seen: Tensor,
+        query_tiles: Tensor,
+        key_tiles: Tensor,
+        *,
+        position: Tensor | None,
+        total: int,
+        tile: tuple[int, int],
+        heads: int,
+        d: int,
+        scale: float,
+    ) -> "Tiling":
+        """
+        Args:
+            rows, seen, query_tiles, key_tiles: what the kernels look up, int32 on the device.
+            position: the bias [1, heads, queries, keys] of the longest row.
+            total: query tokens.
+            tile: tokens of a tile of queries and of one of keys.
+        """
         arguments = {
             "bias_ptr": position,
-            "rows_ptr": tables[0],
+            "rows_ptr": rows,
             "seen_ptr": seen,
-            "total": first_query,
+            "total": total,
             "bias_head": 0 if position is None else position.stride(1),
             "bias_row": 0 if position is None else position.stride(2),
             "scale": scale,
             "D": d,
             "BLOCK_D": max(16, power_of_two(d)),
-            "QUERIES": query_tile,
-            "KEYS": key_tile,
+            "QUERIES": tile[0],
+            "KEYS": tile[1],
             "BIAS": position is not None,
         }
-        # as many warps as need no more registers than there are
-        options = {"num_warps": 8 if d > 64 and _is_roomy(capability) else 4, "num_stages": 2}
-        return cls(heads, tables[1], tables[2], arguments, options)
+        return cls(heads, query_tiles, key_tiles, arguments)
 
     def launch(self, kernel: Any, tensors: Sequence[Tensor], tiles: Tensor, apart: tuple[int, int, int]) -> None:
         """Has the tiles' programs, for each head, run a kernel of attention_kernels.py.
@@ -102,9 +133,9 @@ class Tiling:
             run, others = self.launches[same]
             run(*tensors, *others)
             return
-        grid = (len(tiles) // 2, self.heads, 1)
+        grid = (tiles.numel() // 2, self.heads, 1)
         named = dict(zip(("q_row", "k_row", "out_row"), apart, strict=True)) | {"tiles_ptr": tiles} | self.arguments
-        compiled = kernel[grid](*tensors, **named, **self.options)
+        compiled = kernel[grid](*tensors, **named, **OPTIONS)
         if compiled is not None:  # as from the interpreter
             self.launches[same] = compiled[grid], [named[name] for name in kernel.arg_names[len(tensors) :]]
 
@@ -117,6 +148,12 @@ def _upload(tables: Sequence[Sequence[tuple[int, ...]]], device: torch.device) -
     whole = upload(torch.tensor(list(chain.from_iterable(padded)), dtype=torch.int32), device)
     parts = whole.split([len(of_table) for of_table in padded])
     return [part[: len(of_table)] for part, of_table in zip(parts, numbers, strict=True)]
+
+
+def tiles_on(device: torch.device, capability: tuple[int, int] | None = None) -> Tiles:
+    """Tokens of the tiles on a device, or on another of that capability."""
+    roomy = _is_roomy(capability or _capability(device))
+    return Tiles(queries=_TILE, few_queries=_SMALL_TILE, keys=_TILE if roomy else _NARROW_TILE)
 
 
 def tiling_of(spans: Spans, attention: T5Attention, device: torch.device) -> Tiling:

@@ -106,11 +106,13 @@ class Backbone(T5ForConditionalGeneration):
             n, tokens = len(of_bucket), of_bucket[0].numel()
             own.append(Span(n, tokens, tokens, bias, texts=tokens // of_bucket.shape[-1]))
             cross.append(Span(n, tokens, span.keys, mask=span.mask, padding=span.padding))
-        of_decoder = Spans(decoder=own, cross=cross, whole=of_encoder.whole)
-        decoded = hidden = through_blocks(self.decoder, hidden, of_decoder, encoded)
-        if self.config.scale_decoder_outputs:
-            hidden = hidden * self.model_dim**-0.5
-        return encoded[0], decoded[0], self.lm_head(hidden)[0]
+        decoded = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross, whole=of_encoder.whole), encoded)
+        return encoded[0], decoded[0], self.logits(decoded)[0]
+
+    def logits(self, decoded: torch.Tensor) -> torch.Tensor:
+        """[..., V], of what the decoder makes, [..., H]."""
+        scaled = decoded * self.model_dim**-0.5 if self.config.scale_decoder_outputs else decoded
+        return self.lm_head(scaled)
 
     def _decoder_ids(self, labels: Sequence[torch.Tensor]) -> torch.Tensor:
         """What the decoder reads, [tokens]: the labels one place later, behind a start. All buckets at once, where
@@ -175,11 +177,19 @@ def mean_token_losses(logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> t
         logits: [tokens, V], of the rows of all buckets.
         labels: of each bucket [rows, T], IGNORE at padding; or [rows, C, T], and the losses are [N, C].
     """
+    return mean_over_targets(token_losses(logits, torch.cat([of_bucket.flatten() for of_bucket in labels])), labels)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each token, [tokens]; 0 where the label is IGNORE.
+
+    Args:
+        logits: [tokens, V].
+        labels: [tokens].
+    """
     # at least float32, whatever the backbone computes in
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    flat = torch.cat([of_bucket.flatten() for of_bucket in labels])
-    losses = cross_entropy(logits, flat, ignore_index=IGNORE, reduction="none")
-    return mean_over_targets(losses, labels)
+    return cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
 
 
 def mean_over_targets(values: torch.Tensor, labels: Sequence[torch.Tensor]) -> torch.Tensor:

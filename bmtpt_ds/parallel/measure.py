@@ -73,15 +73,16 @@ def measure_link(ranks: Ranks) -> Link | None:
 
 def _seconds_of(work: Callable[[], object], device: torch.device, times: int) -> float:
     """Mean seconds of some calls in a row, the device's work included."""
-    _wait(device)
+    wait_for(device)
     begun = time.perf_counter()
     for _ in range(times):
         work()
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - begun) / times
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -115,24 +115,26 @@ def test_more_programs_than_multiprocessors_are_refused():
     assert torch.equal(theta, before)
 
 
-def test_a_run_waits_for_the_gpu_where_it_logs_and_nowhere_else(runs_on_gpu):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # layer by layer, and by CUDA graphs
+def test_a_run_waits_for_the_gpu_where_it_logs_and_nowhere_else(runs_on_gpu, dtype):
     """Twenty more steps without a line of the log: not one more place where the host waits."""
-    assert runs_on_gpu(steps=45, log_every=40) == runs_on_gpu(steps=65, log_every=60)
+    assert runs_on_gpu(dtype, steps=45, log_every=40) == runs_on_gpu(dtype, steps=65, log_every=60)
 
 
 @pytest.fixture
 def runs_on_gpu(tmp_path, recipe):
     from bmtpt_ds import cli
 
-    def waits(steps: int, log_every: int) -> dict[str, int]:
+    def waits(dtype: str, steps: int, log_every: int) -> dict[str, int]:
         """How often the host waits in a source run, by place: first step, one logged step, last step."""
         settings = (
+            f"model.dtype={dtype}",
             f"source.steps={steps}",
             f"run.log_every={log_every}",
             "run.save_every=1000",
             "run.check_replicas=0",
         )
-        arguments = ["source", "--config", str(recipe), "--run-dir", str(tmp_path / str(steps))]
+        arguments = ["source", "--config", str(recipe), "--run-dir", str(tmp_path / f"{dtype}-{steps}")]
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from bmtpt_ds.model import attention_kernels as kernels
-from bmtpt_ds.model.attention import Tiling
+from bmtpt_ds.model.attention import OPTIONS, Tiling
 from bmtpt_ds.model.packed import Span
 from tests.svgd.compiled import barrier, resources, source_of
 
@@ -42,7 +42,7 @@ def compile_all(capability: int, d: int, queries: int) -> None:
         arguments = dict(zip(kernel.arg_names, tensors, strict=False)) | {"tiles_ptr": tiling.query_tiles}
         arguments |= {"q_row": 3 * HEADS * d, "k_row": 3 * HEADS * d, "out_row": HEADS * d}
         source = source_of(kernel, arguments | tiling.arguments)
-        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=tiling.options)
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
         line = {"kernel": kernel.__name__, "d": d, "queries": queries, "shared": binary.metadata.shared}
         line |= {"stack": resources(binary.asm["cubin"])["stack"]}
         print(json.dumps(line | {"float_atomics": barrier(binary.asm["ptx"])["float_atomics"]}), flush=True)

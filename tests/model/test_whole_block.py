@@ -32,7 +32,13 @@ def gradient(folder, *, layout="resident", recomputed=False, dtype="float32", wi
     if wide:
         model.backbone.double()
     prompts = torch.randn(2, 10, model.hidden_size, generator=torch.Generator().manual_seed(0)).to(ranks.device)
-    found = gradient_of_rows(GradientPass(model, 0, 10_000, 0, Phases(ranks.device)), prompts, ROWS)
+    passes = GradientPass(model, 0, 10_000, 0, Phases(ranks.device))
+    found = gradient_of_rows(passes, prompts, ROWS)
+    if passes.captures:  # as CUDA graphs, and ever after
+        assert not (recomputed or wide or layout != "resident")
+        again = [gradient_of_rows(passes, prompts, ROWS) for _ in range(2)]
+        assert all(torch.equal(one.gradient, found.gradient) for one in again)
+        assert passes.captured == 1
     return found.gradient.double().cpu(), found.losses.double().cpu()
 
 

@@ -68,6 +68,8 @@ def _stage(name: str, stage: dict, profile: dict) -> list[str]:
             f"prior / forward: {ratio:.3%} ({how}, with its gradient); "
             f"the paper's {_paper('prior', 'forward')}, without"
         )
+    if "capture_seconds" in stage:
+        lines.append(f"CUDA graphs; a step of rows whose size is new: {short_time(stage['capture_seconds'])}")
     lines.append(_work(stage, profile))
     lines.append(f"peak memory of a rank: {readable_bytes(stage['peak_memory'])}")
     if profile["ranks"] > 1:

@@ -3,11 +3,13 @@
 Nothing waits inside a measured step: a GPU's phases are timed by its own events.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, quantiles
+from typing import NamedTuple
 
 import torch
 
@@ -20,7 +22,7 @@ from bmtpt_ds.experiments.wire import particle_traffic
 from bmtpt_ds.losses import GradientPass, Prompts
 from bmtpt_ds.model.flops import Flops, row_flops
 from bmtpt_ds.parallel import Grid, Ranks, particle_ranks
-from bmtpt_ds.parallel.measure import gathered_weights, peak_memory, reset_peak_memory
+from bmtpt_ds.parallel.measure import gathered_weights, peak_memory, reset_peak_memory, wait_for
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.source import Posterior, SourceSteps, draw_rows, svgd_backend
@@ -54,8 +56,13 @@ def source_stage(bench: Bench, posterior: Posterior, peak: float, asked: Asked) 
     def draw(step: int) -> StepRows:
         return draw_rows(source, recipe.run.seed, step, tasks, session.encoder)
 
+    def rehearse(step: int) -> None:
+        work = gradient_of.prepare(draw(step), count, length)
+        gradient_of(Prompts(posterior.particles), work, step, session.stop)
+
+    rehearsal = Rehearsal(gradient_of, rehearse)
     with SourceSteps(source, session.model, gradient_of, backend, phases, draw, session.stop, length) as next_step:
-        measured = _measure(session.ranks, lambda: next_step(posterior), phases, asked, "source")
+        measured = _measure(session.ranks, lambda: next_step(posterior), phases, asked, rehearsal, "source")
     of_steps = [_work(session, draw(step), count, length) for step in measured.steps(asked)]
     passes = len(gradient_of.prepare(draw(1), count, length).passes)
     numbers = posterior.particles.numel()
@@ -81,8 +88,15 @@ def target_stage(bench: Bench, particles: torch.Tensor, peak: float, asked: Aske
         return draw_target_rows(runs, step, session.encoder)
 
     length, hidden = particles.shape[-2:]
+
+    def rehearse(step: int) -> None:
+        rows, counts = draw(step)
+        work = gradient_of.prepare(rows, counts.numel(), length)
+        gradient_of(adaptation.tuned.through(), work, step, session.stop)
+
+    rehearsal = Rehearsal(gradient_of, rehearse)
     with TargetSteps(target, session.model, gradient_of, prior, phases, draw, session.stop, length) as next_step:
-        measured = _measure(session.ranks, lambda: next_step(adaptation), phases, asked, "target")
+        measured = _measure(session.ranks, lambda: next_step(adaptation), phases, asked, rehearsal, "target")
     rows, counts = draw(1)
     of_steps = [_work(session, draw(step)[0], counts.numel(), length) for step in measured.steps(asked)]
     passes = len(gradient_of.prepare(rows, counts.numel(), length).passes)
@@ -116,10 +130,33 @@ def smallest_pass(session: Session) -> dict[str, float]:
     return {"seconds": ranks.from_first(seconds), "flops": flops.total}
 
 
+class Rehearsal(NamedTuple):
+    """The gradients of steps to come: where passes are captured as CUDA graphs, a long run meets few new sizes, and its
+    steps are what is to be measured."""
+
+    gradient_of: GradientPass
+    rehearse: Callable[[int], object]  # a step's gradient
+
+    def __call__(self, steps: Sequence[int], device: torch.device) -> list[float]:
+        """Seconds of those in which passes were captured; where none are nothing is rehearsed.
+
+        Twice: a pass larger than all before has the smaller ones captured anew.
+        """
+        seconds = []
+        for step in [*steps, *steps] if self.gradient_of.captures else ():
+            before, begun = self.gradient_of.captured, time.perf_counter()
+            self.rehearse(step)
+            wait_for(device)
+            if self.gradient_of.captured > before:
+                seconds.append(time.perf_counter() - begun)
+        return seconds
+
+
 @dataclass(frozen=True)
 class _Measured:
     """A stage's steps, one after another."""
 
+    captures: list[float]  # seconds of steps in which passes were captured
     seconds: list[dict[str, float]]  # of each step, by phase
     memory: int  # the peak of the fullest rank
     weights: list[int]  # what a rank sends in each gather of weights of one step
@@ -151,6 +188,8 @@ class _Measured:
         ratio = {}
         if "svgd" in spent:
             ratio = {"svgd_over_backward": spent["svgd"]["median"] / spent["backward"]["median"]}
+        if self.captures:
+            ratio["capture_seconds"] = median(self.captures)
         return {
             "seconds": spent,
             **ratio,
@@ -166,11 +205,14 @@ class _Measured:
         }
 
 
-def _measure(ranks: Ranks, step: Callable[[], object], phases: Phases, asked: Asked, stage: str) -> _Measured:
+def _measure(
+    ranks: Ranks, step: Callable[[], object], phases: Phases, asked: Asked, rehearsal: Rehearsal, stage: str
+) -> _Measured:
+    reset_peak_memory(ranks.device)  # before all: what a captured pass takes is seen when it is captured
+    captures = rehearsal(range(1, asked.warmup + asked.steps + 4), ranks.device)
     for _ in range(asked.warmup):
         step()
     phases.take_each()
-    reset_peak_memory(ranks.device)
     ranks.gather(None)  # all begin together
     for _ in range(asked.steps):
         step()
@@ -181,7 +223,7 @@ def _measure(ranks: Ranks, step: Callable[[], object], phases: Phases, asked: As
     if asked.trace:
         _trace(asked.trace.with_stem(f"{asked.trace.stem}-{stage}"), step, ranks)
     # rank 0's clock; ranks that wait for the slowest one show it in `gather`
-    return _Measured(ranks.from_first(seconds), memory, weights)
+    return _Measured(captures, ranks.from_first(seconds), memory, weights)
 
 
 def _trace(file: Path, step: Callable[[], object], ranks: Ranks) -> None:
