@@ -2,8 +2,8 @@
 # Everything that wants a GPU, on a machine with one: launchers/gpu_suite.sh [--seconds N] [part ...]
 # Takes the python3 that is there, with its torch, triton, transformers and deepspeed, and no network. Within 8 minutes it
 # checks the SVGD kernels against float64, runs the tests that need a GPU, times an SVGD step, takes 20 steps of a source
-# stage of t5-base's shape, profiles t5-base, t5-large and t5-3b (resident and ZeRO-3, activations kept and recomputed),
-# times PEFT beside ours and has compute-sanitizer look on; what fails leaves the others running. One JSON and the logs
+# stage of t5-base's shape, profiles t5-base, t5-large and t5-3b (resident with CUDA graphs and without, ZeRO-3,
+# activations recomputed), times PEFT beside ours and has compute-sanitizer look on; what fails leaves the others running. One JSON and the logs
 # go to $OUT (default tests/benchmarks/results), a short table to the terminal. Then `python -m tests.gpu.readme` puts
 # the newest figures into README.md.
 set -euo pipefail

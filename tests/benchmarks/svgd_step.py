@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -138,11 +138,11 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / statistics.median(times)
 
 
-def measure_gpu() -> Iterator[dict]:
+def measure_gpu(particles: Sequence[int]) -> Iterator[dict]:
     bandwidth = copy_bandwidth()
     yield {"copy_bytes_per_second": bandwidth}
     two, one = partial(kernels, Fused(one_launch=False)), partial(kernels, Fused())
-    for M in MS:
+    for M in particles:
         torch._dynamo.reset()
         ways = {"eager": eager, "compiled": compiled(), "two launches": two, "fused": one}
         for D in DS:
@@ -193,16 +193,17 @@ def _cell(value: object) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="a file for the JSON line")
-    out = parser.parse_args().out
+    parser.add_argument("--particles", type=int, nargs="+", default=MS, metavar="M")
+    options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads: no GPU here"
     print(f"device: {device}")
-    found = list(measure_gpu() if on_gpu else measure_cpu())
+    found = list(measure_gpu(options.particles) if on_gpu else measure_cpu())
     print(table([row for row in found if "way" in row]))
     result = {"benchmark": "svgd_step", "date": date.today().isoformat(), "device": device, "torch": torch.__version__}
     line = json.dumps(result | {"figures": found})
-    if out:
-        out.write_text(line + "\n")
+    if options.out:
+        options.out.write_text(line + "\n")
     print(line)
 
 

@@ -81,6 +81,7 @@ def profile_table(profiles: list[dict]) -> Iterator[str]:
             source["seconds"][name]["median"] for name in ("step", "forward", "backward", "svgd")
         )
         layout = "ZeRO-3" if profile["zero"]["stage"] == 3 else "resident"
+        layout += ", graphs" if "capture_seconds" in source else ""
         kept = "recomputed" if profile["recomputed"] else "kept"
         yield (
             f"| {profile['model']} | {layout} | {kept} | {step:.3f} | {forward:.3f} | {backward:.3f} "

@@ -37,17 +37,19 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
-TESTS = ("-k", "not compiles", "tests/gpu", "tests/model/test_attention.py", "tests/model/test_whole_block.py")
+TESTED = ("tests/gpu", *(f"tests/model/test_{name}.py" for name in ("attention", "whole_block", "packed_pass")))
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "3", "--kernel-regex", "kns=_kernel", "--tool")
 SMALL = python("-m", "tests.gpu.small_case")
 
 
-def profile(layout: str, recomputed: str) -> Part:
-    """Both stages with the paper's sizes and rows of its tasks' lengths, on one GPU, models of three sizes."""
+def profile(layout: str, *models: str, recomputed: str = "false", graphs: str = "true") -> Part:
+    """Both stages with the paper's sizes and rows of its tasks' lengths, on one GPU."""
     launcher = ("deepspeed.launcher.runner", "--num_gpus", "1", "--module") if layout == "zero3" else ()
-    settings = ("model.dtype=bfloat16", f"model.activation_checkpointing={recomputed}", "target.tasks=[cb]")
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    shapes = ("--random-init", "t5-base", "t5-large", "t5-3b", "--deepspeed_config", layout, "--steps", "10")
+    kept = (f"model.activation_checkpointing={recomputed}", f"model.cuda_graphs={graphs}")
+    overrides = [
+        word for setting in ("model.dtype=bfloat16", *kept, "target.tasks=[cb]") for word in ("--set", setting)
+    ]
+    shapes = ("--random-init", *models, "--deepspeed_config", layout, "--steps", "10")
     return Part(python("-m", *launcher, "bmtpt_ds", "profile", *shapes, *overrides, "--json", "{out}"), 75)
 
 
@@ -63,19 +65,20 @@ def against_peft(model: str) -> Part:
 PARTS = {
     "accuracy": Part(python("-m", "tests.gpu.accuracy", "--out", "{out}"), 150, alone=False),
     "tests": Part(
-        python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", *TESTS), 150, alone=False
+        python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compiles", *TESTED), 150, alone=False
     ),
     "source resident": source("resident"),
     "source zero3": source("zero3"),
     "memcheck": Part((*SANITIZER, "memcheck", *SMALL), 100, alone=False),
     "racecheck": Part((*SANITIZER, "racecheck", *SMALL), 100, alone=False),
     "benchmark": Part(python("-m", "tests.benchmarks.svgd_step", "--out", "{out}"), 150),
-    "profile resident": profile("resident", "false"),
-    "profile zero3": profile("zero3", "false"),
+    "profile resident": profile("resident", "t5-base", "t5-large", "t5-3b"),
+    "profile resident without graphs": profile("resident", "t5-base", "t5-3b", graphs="false"),
+    "profile zero3": profile("zero3", "t5-3b"),
     "peft t5-base": against_peft("t5-base"),
     "peft t5-large": against_peft("t5-large"),
-    "profile resident recomputed": profile("resident", "true"),
-    "profile zero3 recomputed": profile("zero3", "true"),
+    "profile resident recomputed": profile("resident", "t5-3b", recomputed="true"),
+    "profile zero3 recomputed": profile("zero3", "t5-3b", recomputed="true"),
 }
 
 
@@ -200,7 +203,7 @@ def table(parts: dict[str, dict]) -> str:
     """One line a part, with the figure that one looks for."""
     lines = []
     for name, part in parts.items():
-        lines.append(f"{name:28} {part['seconds']:6.1f} s  {part['status']:28} {headline(name, part.get('figures'))}")
+        lines.append(f"{name:31} {part['seconds']:6.1f} s  {part['status']:28} {headline(name, part.get('figures'))}")
     return "\n".join(lines)
 
 
