@@ -178,7 +178,8 @@ class GradientPass:
         self._grid = grid or Grid(model.ranks)
         self._planned_tokens = self.max_tokens = max_tokens
         self._weights = list(model.backbone.parameters())
-        self._packed = PackedPasses(model.backbone, capture=cuda_graphs) if model.stage == 0 else None
+        # ZeRO-3's weights come and go
+        self._packed = PackedPasses(model.backbone, model.ranks.device, capture=cuda_graphs and model.stage == 0)
         self._by_table = True  # whether the last step read its rows from tables; where they can be
 
     @classmethod
@@ -192,16 +193,16 @@ class GradientPass:
     @property
     def captures(self) -> bool:
         """Whether passes through plain prompts are captured as CUDA graphs."""
-        return self._packed is not None and self._packed.captures and can_pack(self._model.backbone)
+        return self._packed.captures and can_pack(self._model.backbone, self._model.ranks.device)
 
     @property
     def captured(self) -> int:
         """How many passes were captured as CUDA graphs so far."""
-        return self._packed.captured if self._packed else 0
+        return self._packed.captured
 
     def prepare(self, rows: StepRows, prompts: int, length: int) -> StepWork:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""
-        packs = self._packed and can_pack(self._model.backbone)
+        packs = can_pack(self._model.backbone, self._model.ranks.device)
         work = plan_step(
             rows,
             block=self._grid.block(prompts),
@@ -256,7 +257,7 @@ class GradientPass:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if not (self._packed and self._packed.forget()):
+                if not self._packed.forget():
                     self._halve(work.longest)
             if ranks.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ Symbols: N rows of a batch, L prompt length, H hidden size, S source tokens, T t
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from bmtpt_ds.model.packed import (
     Spans,
     padding_bias,
     position_bias,
+    put_in,
     through_blocks,
 )
 from bmtpt_ds.model_folder import read_architecture
@@ -69,7 +70,17 @@ class Backbone(T5ForConditionalGeneration):
     def forward(self, *args, prompts: torch.Tensor | RowPrompts | None = None, **kwargs):
         if prompts is None:
             return super().forward(*args, **kwargs)
-        return self._prompted(prompts, **kwargs)
+        return self._packed(prompts, **kwargs) if "parts" in kwargs else self._prompted(prompts, **kwargs)
+
+    def _packed(
+        self, prompts: torch.Tensor, parts: Mapping[str, torch.Tensor], of_encoder: Spans, of_decoder: Spans
+    ) -> torch.Tensor:
+        """Logits [T, V] of the targets of a table's parts, whose rows prompts [P, L, H] are read with."""
+        texts = self.shared(parts["source_ids"])
+        hidden = put_in(prompts, texts, parts["prompt_tokens"], parts["begins"])
+        encoded = through_blocks(self.encoder, hidden[None], of_encoder)
+        targets = self.shared(parts["target_ids"])[None]
+        return self._logits(through_blocks(self.decoder, targets, of_decoder, encoded))[0]
 
     def _prompted(self, prompts: torch.Tensor | RowPrompts, buckets: Sequence[Batch]) -> tuple | torch.Tensor:
         """What `States` holds, as a tuple, in which ZeRO-3 looks for tensors; of buckets without labels what the
@@ -87,7 +98,7 @@ class Backbone(T5ForConditionalGeneration):
             Span(len(bucket.source_ids), tokens, tokens, bias, mask, padding)
             for bucket, tokens, mask, padding in zip(buckets, lengths, masks, paddings, strict=True)
         ]
-        of_encoder = Spans(encoder=spans, whole=runs_whole(hidden))
+        of_encoder = Spans(encoder=spans, whole=runs_whole(hidden.device, hidden.dtype))
         encoded = through_blocks(self.encoder, hidden, of_encoder)
         if buckets[0].labels is None:
             return encoded
@@ -107,9 +118,9 @@ class Backbone(T5ForConditionalGeneration):
             own.append(Span(n, tokens, tokens, bias, texts=tokens // of_bucket.shape[-1]))
             cross.append(Span(n, tokens, span.keys, mask=span.mask, padding=span.padding))
         decoded = through_blocks(self.decoder, hidden, Spans(decoder=own, cross=cross, whole=of_encoder.whole), encoded)
-        return encoded[0], decoded[0], self.logits(decoded)[0]
+        return encoded[0], decoded[0], self._logits(decoded)[0]
 
-    def logits(self, decoded: torch.Tensor) -> torch.Tensor:
+    def _logits(self, decoded: torch.Tensor) -> torch.Tensor:
         """[..., V], of what the decoder makes, [..., H]."""
         scaled = decoded * self.model_dim**-0.5 if self.config.scale_decoder_outputs else decoded
         return self.lm_head(scaled)

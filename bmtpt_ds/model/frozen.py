@@ -40,9 +40,9 @@ def use_frozen_layers(model: nn.Module) -> None:
             block.forward = partial(_block_forward, block, Layers(block))
 
 
-def runs_whole(hidden: torch.Tensor) -> bool:
+def runs_whole(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether blocks run whole on such states; asked once a call of the model."""
-    return (hidden.device.type, hidden.dtype) in WHOLE and not why_no_kernels(hidden.device)
+    return (device.type, dtype) in WHOLE and not why_no_kernels(device)
 
 
 def use_trainable_layers(model: nn.Module) -> None:

@@ -119,6 +119,36 @@ def through_blocks(
     return stack.dropout(stack.final_layer_norm(hidden))
 
 
+def put_in(prompts: torch.Tensor, texts: torch.Tensor, numbers: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+    """What the encoder reads, [E, H]: prompts where they belong, texts elsewhere.
+
+    Args:
+        prompts: [P, L, H]; gets a gradient, added up in a fixed order.
+        texts: [E, H].
+        numbers: [E], which of the P * L prompt tokens stands there, or -1.
+        begins: [P, rows], where in E the prompt begins for each of its rows, or -1.
+    """
+    return _PutIn.apply(prompts, texts, numbers, begins)
+
+
+class _PutIn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, prompts: torch.Tensor, texts: torch.Tensor, numbers: torch.Tensor, begins: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.length, ctx.dtype = prompts.shape[1], prompts.dtype
+        ctx.save_for_backward(begins)
+        tokens = prompts.flatten(0, 1).to(texts.dtype)[numbers.clamp(min=0)]
+        return torch.where(numbers[:, None] >= 0, tokens, texts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (begins,) = ctx.saved_tensors
+        tokens = torch.arange(ctx.length, device=begins.device, dtype=begins.dtype)
+        of_rows = gradient[begins.clamp(min=0)[..., None] + tokens].to(ctx.dtype)  # [P, rows, L, H]
+        return of_rows.masked_fill_(begins[..., None, None] < 0, 0).sum(dim=1), None, None, None
+
+
 def position_bias(stack: T5Stack, tokens: int, like: torch.Tensor) -> torch.Tensor:
     """The relative position bias of rows of up to so many tokens, [1, heads, tokens, tokens], causal in a decoder.
 

@@ -1,13 +1,14 @@
 """Losses and gradients of prompts over the rows of a table, by kernels that depend on the table's sizes alone.
 
-On a GPU they are captured once for each size, as two CUDA graphs. A pass is two launches then: at T5-base the host
-needs five times as long as the GPU to launch the kernels one by one. The graphs of all sizes work in the same memory,
-one after another. A pass of a size not seen before costs the host what a pass without graphs does.
+Where weights and activations stay in a GPU's memory the kernels are captured once for each size, as two CUDA graphs. A
+pass is two launches then: at T5-base the host needs some five times as long as the GPU to launch the kernels one by
+one. The graphs of all sizes work in the same memory, one after another. A pass of a size not seen before costs the host
+what a pass without graphs does.
 
     forward     embed, put the prompts in -> encoder -> decoder -> a loss a token -> one a prompt
     backward    ... -> gradient of what the encoder reads -> that of each prompt, added up in a fixed order
 
-Symbols: P prompts, L tokens of each, H hidden size, E encoder tokens of all rows, T decoder tokens of all.
+Symbols: P prompts, L tokens of each.
 """
 
 from collections import OrderedDict
@@ -22,39 +23,41 @@ from bmtpt_ds.data.table import Packing, Sizes, Table
 from bmtpt_ds.model.attention import Tiling, tiles_on
 from bmtpt_ds.model.backbone import Backbone, token_losses
 from bmtpt_ds.model.frozen import runs_whole
-from bmtpt_ds.model.packed import Spans, position_bias, through_blocks
+from bmtpt_ds.model.packed import Spans, position_bias
 
 _MOST = 64  # sizes whose graphs are kept
 
 
-def can_pack(backbone: Backbone) -> bool:
-    """Whether a resident backbone's passes can be those of this file: blocks run whole and keep their activations."""
+def can_pack(backbone: Backbone, device: torch.device) -> bool:
+    """Whether passes can be those of this file: the blocks run whole."""
     blocks = [*backbone.encoder.block, *backbone.decoder.block]
     return (
-        runs_whole(backbone.shared.weight)
+        runs_whole(device, backbone.shared.weight.dtype)
         and all("forward" in vars(block) for block in blocks)
         and not backbone.config.dropout_rate
-        and not backbone.checkpoints_activations
     )
 
 
 class PackedPass:
     """Passes of equal sizes, one at a time: `forward`, then `backward`."""
 
-    def __init__(self, backbone: Backbone, sizes: Sizes, biases: dict[tuple[str, int], Tensor]):
+    def __init__(self, backbone: Backbone, sizes: Sizes, biases: dict[tuple[str, int], Tensor], device: torch.device):
         """
         Args:
             biases: position biases by stack and length, made where they are not there yet.
         """
-        weight = backbone.shared.weight
         self._backbone, self._sizes = backbone, sizes
-        self._prompts = weight.new_empty(sizes.prompts, sizes.length, backbone.model_dim, dtype=torch.float32)
-        self._numbers = torch.zeros(sizes.numbers, dtype=torch.int32, device=weight.device)
+        self._prompts = torch.empty(sizes.prompts, sizes.length, backbone.model_dim, device=device)
+        self._numbers = torch.zeros(sizes.numbers, dtype=torch.int32, device=device)
         self._parts = sizes.parts(self._numbers)
         self._of_encoder, self._of_decoder = self._spans(biases)
-        self._read: tuple[Tensor, Tensor] | None = None  # between the passes: what the encoder reads, the losses
-        self._losses = self._gradient = weight.new_empty(0)
+        self._read: tuple[Tensor, Tensor] | None = None  # between the passes: the prompts, losses of the tokens
+        self._losses = self._gradient = torch.empty(0, device=device)
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+
+    @property
+    def captured(self) -> bool:
+        return self._graphs is not None
 
     def forward(self, prompts: Tensor, table: Table) -> Tensor:
         """The loss of each prompt, [P] float32; lasts until the next pass.
@@ -89,33 +92,23 @@ class PackedPass:
         self._graphs = forward, backward
 
     def _forward(self) -> None:
-        backbone, parts = self._backbone, self._parts
-        with torch.no_grad():
-            texts, numbers = backbone.shared(parts["source_ids"]), parts["prompt_tokens"]
-            prompts = self._prompts.flatten(0, 1).to(texts.dtype)[numbers.clamp(min=0)]
-            hidden = torch.where(numbers[:, None] >= 0, prompts, texts)
-        hidden.requires_grad_()
-        encoded = through_blocks(backbone.encoder, hidden[None], self._of_encoder)
-        targets = backbone.shared(parts["target_ids"])[None]
-        decoded = through_blocks(backbone.decoder, targets, self._of_decoder, encoded)
-        losses = token_losses(backbone.logits(decoded)[0], parts["labels"].long())
-        self._losses = parts["token_weights"] @ losses.detach()
-        self._read = hidden, losses
+        prompts, weights = self._prompts.detach().requires_grad_(), self._parts["token_weights"]
+        spans = {"of_encoder": self._of_encoder, "of_decoder": self._of_decoder}
+        logits = self._backbone(prompts=prompts, parts=self._parts, **spans)
+        losses = token_losses(logits, self._parts["labels"].long())
+        self._losses = weights @ losses.detach()
+        self._read = prompts, losses
 
     def _backward(self) -> None:
-        hidden, losses = self._read
-        (of_hidden,) = torch.autograd.grad(losses, hidden, self._parts["token_weights"].sum(dim=0))
-        self._read = None
-        begins = self._parts["begins"][..., None]  # [P, rows, 1]
-        tokens = torch.arange(self._sizes.length, device=begins.device, dtype=begins.dtype)
-        of_rows = of_hidden[begins.clamp(min=0) + tokens].float()  # [P, rows, L, H]
-        self._gradient = of_rows.masked_fill_(begins[..., None] < 0, 0).sum(dim=1)
+        prompts, losses = self._read
+        torch.autograd.backward(losses, self._parts["token_weights"].sum(dim=0))
+        self._read, self._gradient = None, prompts.grad
 
     def _spans(self, biases: dict[tuple[str, int], Tensor]) -> tuple[Spans, Spans]:
         """Of encoder and decoder."""
         sizes, parts, stacks = self._sizes, self._parts, (self._backbone.encoder, self._backbone.decoder)
         encoder, decoder = (
-            _bias(biases, stack, tokens, self._backbone.shared.weight)
+            _bias(biases, stack, tokens, self._prompts.new_empty(0, dtype=self._backbone.shared.weight.dtype))
             for stack, tokens in zip(stacks, (sizes.longest_source, sizes.longest_target), strict=True)
         )
         keys = sizes.tiles.keys
@@ -168,24 +161,28 @@ def _captured(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.
 class PackedPasses:
     """The passes of a backbone by their sizes."""
 
-    def __init__(self, backbone: Backbone, *, capture: bool):
+    def __init__(self, backbone: Backbone, device: torch.device, *, capture: bool):
         """
         Args:
-            capture: as CUDA graphs, on a GPU.
+            capture: as CUDA graphs, on a GPU, unless activations are recomputed; the weights must stay where they are.
         """
-        self.captures = capture and backbone.shared.weight.is_cuda
         self.captured = 0  # so many passes, so far
-        self._backbone = backbone
+        self._backbone, self._device = backbone, device
+        self._capture = capture and device.type == "cuda"
         self._passes: OrderedDict[Sizes, PackedPass] = OrderedDict()
         self._biases: dict[tuple[str, int], Tensor] = {}
         self._pool: tuple[int, int] | None = None
-        self._stream = torch.cuda.Stream() if self.captures else None
+        self._stream = torch.cuda.Stream() if self._capture else None
         self._warm = False
+
+    @property
+    def captures(self) -> bool:
+        return self._capture and not self._backbone.checkpoints_activations
 
     def packing(self, length: int, pad_id: int) -> Packing:
         """What tables are made for that are read behind prompts of so many tokens."""
         start = self._backbone.config.decoder_start_token_id
-        return Packing(length, start, pad_id, tiles_on(self._backbone.shared.weight.device))
+        return Packing(length, start, pad_id, tiles_on(self._device))
 
     def of(self, sizes: Sizes) -> PackedPass:
         """
@@ -195,10 +192,10 @@ class PackedPasses:
         if sizes in self._passes:
             self._passes.move_to_end(sizes)
             return self._passes[sizes]
-        made = PackedPass(self._backbone, sizes, self._biases)
+        made = PackedPass(self._backbone, sizes, self._biases, self._device)
         if self.captures and self._warm:
             # a larger pass finds no room between the smaller ones', so all begin anew
-            if self._pool is None or sizes.source > max(known.source for known in self._passes):
+            if self._pool is None or sizes.source > max((known.source for known in self._passes), default=0):
                 self.forget()
                 self._pool = torch.cuda.graph_pool_handle()
             made.capture(self._pool, self._stream)
@@ -213,15 +210,15 @@ class PackedPasses:
 
     def forget(self) -> bool:
         """Gives the graphs' memory back; whether there were any."""
-        had = bool(self._passes)
+        had = any(of_size.captured for of_size in self._passes.values())
         self._wait()
         self._passes.clear()
         self._pool = None
-        if self.captures:
+        if self._capture:
             torch.cuda.empty_cache()
         return had
 
     def _wait(self) -> None:
         """Until no graph is at work, before one goes."""
-        if self.captures:
+        if self._capture:
             torch.cuda.synchronize()

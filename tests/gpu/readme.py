@@ -44,6 +44,13 @@ def lines(suite: dict, file: str) -> Iterator[str]:
     profiles = {name: part["figures"]["profiles"] for name, part in parts.items() if name.startswith("profile")}
     if profiles:
         yield from profile_table([profile for of_part in profiles.values() for profile in of_part])
+    if "graphs" in parts:
+        yield ""
+        for model, ways in parts["graphs"]["figures"]["models"].items():
+            yield (
+                f"{model}, steps of different rows: {ways['graphs']['steady_ms']:.1f} ms with CUDA graphs, "
+                f"{ways['plain']['steady_ms']:.1f} ms without; {ways['graphs']['first_ms']:.0f} ms where a size is new."
+            )
     for name, part in parts.items():
         if name.startswith("peft"):
             over = part["figures"]["over_ours"]

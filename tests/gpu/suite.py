@@ -73,7 +73,8 @@ PARTS = {
     "racecheck": Part((*SANITIZER, "racecheck", *SMALL), 100, alone=False),
     "benchmark": Part(python("-m", "tests.benchmarks.svgd_step", "--out", "{out}"), 150),
     "profile resident": profile("resident", "t5-base", "t5-large", "t5-3b"),
-    "profile resident without graphs": profile("resident", "t5-base", "t5-3b", graphs="false"),
+    "profile resident without graphs": profile("resident", "t5-3b", graphs="false"),
+    "graphs": Part(python("-m", "tests.benchmarks.cuda_graphs", "--out", "{out}"), 60),
     "profile zero3": profile("zero3", "t5-3b"),
     "peft t5-base": against_peft("t5-base"),
     "peft t5-large": against_peft("t5-large"),
@@ -218,6 +219,9 @@ def headline(name: str, figures: dict | list | None) -> str:
         return f"us a step at M 5, D 102,400: {ways}; floor {rows[0]['floor_us']:.1f}" if rows else ""
     if name.startswith("profile"):
         return "; ".join(map(_profiled, figures["profiles"]))
+    if name == "graphs":
+        ways = {model: (of["graphs"]["steady_ms"], of["plain"]["steady_ms"]) for model, of in figures["models"].items()}
+        return "; ".join(f"{model} {graphs:.1f} ms, without {plain:.1f}" for model, (graphs, plain) in ways.items())
     if name.startswith("peft"):
         return f"PEFT once per particle takes {figures['over_ours']['peft']:.1f} times as long"
     if name.startswith("source"):

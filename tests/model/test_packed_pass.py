@@ -13,6 +13,7 @@ from bmtpt_ds.model import frozen
 from bmtpt_ds.model.packed_pass import PackedPass, PackedPasses
 from bmtpt_ds.parallel import Ranks, load_backbone
 from bmtpt_ds.phases import Phases
+from tests import toy
 from tests.one_step import gradient_of_rows
 
 ON_GPU = torch.cuda.is_available()
@@ -31,6 +32,15 @@ CASES = {
     "long answers": {"rows": [row(9, 20), row(30, 2)]},
     "several passes": {"rows": SHORT, "max_tokens": 170},
 }
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """For the interpreter, to which every head of every layer is a program more."""
+    folder = tmp_path_factory.mktemp("small")
+    sizes = {"vocab_size": 96, "d_model": 16, "d_kv": 16, "d_ff": 32, "num_layers": 2, "num_heads": 1}
+    toy.write_model(folder, own_head=False, **sizes)
+    return folder
 
 
 def load(folder, dtype="float32"):
@@ -54,8 +64,8 @@ def gradient(model, rows, prompt_of=None, max_tokens=10_000):
 
 @pytest.mark.skipif(ON_GPU, reason="by Triton's interpreter, on a machine without a GPU")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_gradients_are_those_of_padded_passes(case, tied_model, monkeypatch):
-    model = load(tied_model)
+def test_gradients_are_those_of_padded_passes(case, small, monkeypatch):
+    model = load(small)
     right = gradient(model, **case)
     monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
     ran, forward = [], PackedPass.forward
@@ -67,18 +77,15 @@ def test_gradients_are_those_of_padded_passes(case, tied_model, monkeypatch):
 
 
 @pytest.mark.skipif(ON_GPU, reason="by Triton's interpreter, on a machine without a GPU")
-def test_what_keeps_a_model_from_it(tied_model, monkeypatch):
+def test_what_keeps_a_model_from_it(small, monkeypatch):
     monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
 
     def packs(model):
         (own,) = passes_of(model).prepare(losses.StepRows.evenly(SHORT[:1]), 2, 10).passes
         return own.table is not None
 
-    model = load(tied_model)
+    model = load(small)
     assert packs(model)
-    model.backbone.checkpoints_activations = True
-    assert not packs(model)
-    model.backbone.checkpoints_activations = False
     model.backbone.config.dropout_rate = 0.1
     assert not packs(model)
     model.backbone.config.dropout_rate = 0.0
@@ -148,10 +155,10 @@ def test_few_launches_and_no_waiting(tied_model):
 
 
 @pytest.mark.skipif(ON_GPU, reason="by Triton's interpreter, on a machine without a GPU")
-def test_only_so_many_sizes_are_kept(tied_model, monkeypatch):
+def test_only_so_many_sizes_are_kept(small, monkeypatch):
     monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
     monkeypatch.setattr("bmtpt_ds.model.packed_pass._MOST", 2)
-    of = passes_of(load(tied_model))
+    of = passes_of(load(small))
     sizes = []
     for step, tokens in enumerate((20, 40, 90)):
         work = of.prepare(losses.StepRows.evenly([row(tokens, 2)]), 2, 10)

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from bmtpt_ds.config import ModelConfig, deepspeed_json
-from bmtpt_ds.data.tokens import TokenRow
+from bmtpt_ds.data.tokens import TokenRow, collate
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model import frozen
 from bmtpt_ds.model.whole_block import SideBySide
@@ -70,6 +70,23 @@ def test_same_as_layer_by_layer(folder, layout, recomputed, monkeypatch):
     joint = 0 if layout == "zero3_cpu" else 2 + 2 * 2 + (4 if "untied" in folder.name else 0)
     assert len(moved) == joint
     assert differs(found, right) < 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
+def test_padded_rows_too(tied_model, monkeypatch):
+    """As methods read them whose prompts follow from the rows."""
+    model = load_backbone(Ranks(timeout=60), ModelConfig(name_or_path=str(tied_model)), deepspeed_json.load("resident"))
+    batches = collate([[ROWS[1], ROWS[2]], [ROWS[0]]], 0).on(model.ranks.device)
+
+    def losses_and_gradient():
+        prompts = torch.randn(3, 10, model.hidden_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        losses = model.backbone.row_losses(prompts, batches)
+        losses.sum().backward()
+        return prompts.grad, losses.detach()
+
+    right = losses_and_gradient()
+    monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
+    assert differs(losses_and_gradient(), right) < 1e-5
 
 
 @pytest.mark.gpu
