@@ -22,7 +22,6 @@ makes over those that must be computed.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -46,6 +45,7 @@ from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
 from bmtpt_ds.runlog import Phases
+from tests.benchmarks.json_line import write_line
 from tests.benchmarks.source_step import SHAPES, L, draw_rows, equally_long, make_model, our_step, seconds
 from tests.one_step import gradient_of_rows
 
@@ -249,10 +249,7 @@ def main() -> None:
         busy = found["of_cpu"]["over_eager"].get(name, 1.0)
         compiled = f"{found['graphs'].get(name, 0):8}{found['late'].get(name, 0):6}"
         print(f"{name:10}{spent:10.3f}{ratio:12.3f}{busy:8.3f}{found['first'][name]:10.1f}{compiled}{error:10.1e}")
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

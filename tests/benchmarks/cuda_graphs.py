@@ -11,7 +11,6 @@ Ends with one JSON line.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import init_state, svgd_step_
+from tests.benchmarks.json_line import write_line
 from tests.benchmarks.source_step import SHAPES, draw_rows, make_model
 
 M, L, LR = 5, 100, 3e-4
@@ -113,10 +113,7 @@ def main() -> None:
     for name, figures in found["models"].items():
         for way in ("graphs", "plain"):
             print(name, way, *(f"{key} {value:.4g}" for key, value in figures[way].items()), sep="  ")
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ views, and memory.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -37,6 +36,7 @@ from bmtpt_ds.model import frozen, norm, whole_block
 from bmtpt_ds.parallel import Ranks, load_backbone
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.stopping import StopSignal
+from tests.benchmarks.json_line import write_line
 from tests.benchmarks.source_step import draw_rows
 from tests.model import launched_attention
 
@@ -123,10 +123,7 @@ def main() -> None:
     found["models"] = {name: measure(*of_model, options.steps) for name, of_model in BLOCKS.items()}
     for name, figures in found["models"].items():
         print(f"{name:14}", *(f"{key} {value}" for key, value in figures.items()), sep="  ")
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

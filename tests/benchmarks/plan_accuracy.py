@@ -29,6 +29,7 @@ from bmtpt_ds.experiments.planning.predict import predict
 from bmtpt_ds.model.shapes import architecture_by_name
 from bmtpt_ds.stage_inputs import source_tasks
 from tests import launch
+from tests.benchmarks.json_line import write_line
 from tests.multinode.nodes import Nodes, missing, network
 
 BASE = ("prompt.length=20", "source.particles=2", "source.tasks=[sst2,cola,mnli]")
@@ -168,10 +169,7 @@ def main() -> None:
         print(f"{name:44}{'predicted':>11}{'measured':>11}{'ratio':>7}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             found[name] = PARTS[name](Path(folder), options.steps)
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 
 from bmtpt_ds.cli import main as bmtpt
 from tests import toy
+from tests.benchmarks.json_line import write_line
 from tests.benchmarks.source_step import SHAPES
 
 TASKS, STEPS = ("mrpc", "cola"), 20
@@ -106,10 +107,7 @@ def main() -> None:
     found = {"date": str(date.today()), "versions": versions} | measure(options.model, options.seeds, options.repeats)
     for way, seconds in found["seconds"].items():
         print(f"{found['runs']} runs {way:18}{seconds:8.1f} s")
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ that must be computed.
 """
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -40,6 +39,7 @@ from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.svgd import init_state, svgd_step_
+from tests.benchmarks.json_line import write_line
 from tests.one_step import gradient_of_rows
 
 L = 100  # prompt tokens
@@ -258,10 +258,7 @@ def main() -> None:
     for name, spent in found["seconds"].items():
         tokens = found["tokens"].get(name, 1.0)
         print(f"{name:8}{spent:10.3f}{spent / found['seconds']['ours']:11.2f}{tokens:9.2f}")
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

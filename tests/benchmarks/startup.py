@@ -29,6 +29,8 @@ from types import ModuleType
 
 import psutil
 
+from tests.benchmarks.json_line import write_line
+
 MARKS = "BMTPT_STARTUP_MARKS"  # the file into which rank 0 writes when what was done
 IMPORTS = {
     "import torch": "torch",
@@ -155,10 +157,7 @@ def main() -> None:
     print(f"{'deepspeed to first step':32}{found['first_step']['median']:8.2f}")
     for name, spent in found["commands"].items():
         print(f"{name:32}{spent:8.2f}")
-    line = json.dumps(found)
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(found, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Without a GPU it times the eager step on the CPU, and says so.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from bmtpt_ds.svgd import init_state, svgd_direction, svgd_step_
 from bmtpt_ds.svgd.backend import KernelOptions, Update
 from bmtpt_ds.svgd.eager import Eager
 from bmtpt_ds.svgd.fused import Fused
+from tests.benchmarks.json_line import write_line
 
 MS, DS = (5, 10, 32), (76_800, 102_400, 1_000_000)
 PASSES = 7  # tensors that a step reads or writes
@@ -201,10 +201,7 @@ def main() -> None:
     found = list(measure_gpu(options.particles) if on_gpu else measure_cpu())
     print(table([row for row in found if "way" in row]))
     result = {"benchmark": "svgd_step", "date": date.today().isoformat(), "device": device, "torch": torch.__version__}
-    line = json.dumps(result | {"figures": found})
-    if options.out:
-        options.out.write_text(line + "\n")
-    print(line)
+    write_line(result | {"figures": found}, options.out)
 
 
 if __name__ == "__main__":
