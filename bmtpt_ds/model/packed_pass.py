@@ -172,7 +172,7 @@ class PackedPasses:
         self._passes: OrderedDict[Sizes, PackedPass] = OrderedDict()
         self._biases: dict[tuple[str, int], Tensor] = {}
         self._pool: tuple[int, int] | None = None
-        self._stream = torch.cuda.Stream() if self._capture else None
+        self._stream = torch.cuda.Stream(device) if self._capture else None
         self._warm = False
 
     @property

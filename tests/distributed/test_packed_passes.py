@@ -15,14 +15,19 @@ from tests import launch, toy
 WORKER = launch.ROOT / "tests/distributed/packed_worker.py"
 RANKS = 2
 SIZES = {"vocab_size": 96, "d_model": 16, "d_kv": 16, "d_ff": 32, "num_layers": 2, "num_heads": 1}
-CASES = {"resident": False, "zero3_cpu": False, "zero3_cpu recomputed": True}
+CASES = {  # the JSON, what else it says, whether activations are recomputed
+    "resident": ("resident", {}, False),
+    "ZeRO-3": ("zero3_cpu", {}, False),
+    "recomputed": ("zero3_cpu", {}, True),
+    "recomputed by DeepSpeed": ("zero3_cpu", {"activation_checkpointing": {"partition_activations": False}}, True),
+}
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("packed")
     toy.write_model(folder / "model", own_head=False, **SIZES)
-    asked = {name: (deepspeed_json.load(name.split()[0]), recompute) for name, recompute in CASES.items()}
+    asked = {name: (deepspeed_json.load(ds) | more, recompute) for name, (ds, more, recompute) in CASES.items()}
     (folder / "cases.json").write_text(json.dumps({"model": str(folder / "model"), "cases": asked}))
     launch.run(launch.forked(RANKS, WORKER, folder), folder / "log")
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
