@@ -16,6 +16,7 @@ PARTS = ("teachers", "probe")  # of methods whose stage has a part before it: MP
 FREE = (
     *(f"run.{key}" for key in RunConfig.model_fields if key != "seed"),
     "evaluate",
+    "model.cuda_graphs",
     "source.particle_ranks",
     "source.svgd.backend",
 )

@@ -61,7 +61,7 @@ class Sizes:
     tiles: Tiles
 
     @property
-    def target_queries(self) -> int:
+    def target_tile(self) -> int:
         """Tokens of a tile of the decoder's queries."""
         return self.tiles.few_queries if self.longest_target <= self.tiles.few_queries else self.tiles.queries
 
@@ -83,10 +83,10 @@ class Sizes:
             "cross_rows": (self.rows, 4),
             "source_lengths": (self.rows,),
             "target_lengths": (self.rows,),
-            "source_queries": tiles_of(self.source, self.tiles.queries),
-            "source_keys": tiles_of(self.source, self.tiles.keys),
-            "target_queries": tiles_of(self.target, self.target_queries),
-            "target_keys": tiles_of(self.target, self.tiles.keys),
+            "source_query_tiles": tiles_of(self.source, self.tiles.queries),
+            "source_key_tiles": tiles_of(self.source, self.tiles.keys),
+            "target_query_tiles": tiles_of(self.target, self.target_tile),
+            "target_key_tiles": tiles_of(self.target, self.tiles.keys),
             "token_weights": (self.prompts, self.target),
         }
 
@@ -111,7 +111,7 @@ class Table:
     - `source_ids` [E]: the texts' tokens. `prompt_tokens` [E]: which of the P * L prompt tokens stands there, or -1.
     - `target_ids` [T]: what the decoder reads. `labels` [T]: IGNORE behind the last row.
     - `begins` [P, reads]: where in E the prompt begins for each of its rows, or -1.
-    - `*_rows` [rows, 4], `*_lengths` [rows], `*_queries` and `*_keys` [tiles, 2]: for `attention_kernels.py`.
+    - `*_rows` [rows, 4], `*_lengths` [rows], `*_tiles` [tiles, 2]: for `attention_kernels.py`.
     - `token_weights` [P, T]: of each token's loss in each prompt's.
     """
 
@@ -141,13 +141,13 @@ def table_of(cells: MicroBatch, rows: Sequence[TokenRow], weights: Tensor, packi
         "cross_rows": _rows(targets, sources),
         "source_lengths": sources,
         "target_lengths": targets,
-        "source_queries": _tiles(sources, sizes.tiles.queries),
-        "source_keys": _tiles(sources, sizes.tiles.keys),
-        "target_queries": _tiles(targets, sizes.target_queries),
-        "target_keys": _tiles(targets, sizes.tiles.keys),
+        "source_query_tiles": _tiles(sources, sizes.tiles.queries),
+        "source_key_tiles": _tiles(sources, sizes.tiles.keys),
+        "target_query_tiles": _tiles(targets, sizes.target_tile),
+        "target_key_tiles": _tiles(targets, sizes.tiles.keys),
     }
     for name, values in made.items():
-        if name.endswith(("queries", "keys")):
+        if name.endswith("tiles"):
             parts[name][len(values) :] = len(cells), 0  # a row without tokens
         parts[name][: len(values)] = values
     return Table(sizes, numbers)

@@ -106,34 +106,34 @@ class PackedPass:
 
     def _spans(self, biases: dict[tuple[str, int], Tensor]) -> tuple[Spans, Spans]:
         """Of encoder and decoder."""
-        sizes, parts, stacks = self._sizes, self._parts, (self._backbone.encoder, self._backbone.decoder)
-        encoder, decoder = (
-            _bias(biases, stack, tokens, self._prompts.new_empty(0, dtype=self._backbone.shared.weight.dtype))
-            for stack, tokens in zip(stacks, (sizes.longest_source, sizes.longest_target), strict=True)
-        )
-        keys = sizes.tiles.keys
-        # rows, keys of each, tiles of queries and of keys, bias, tokens, sizes of a tile
-        tables = {
-            "encoder": ("encoder_rows", "source", "source", "source", encoder, (sizes.tiles.queries, keys)),
-            "decoder": ("decoder_rows", "target", "target", "target", decoder, (sizes.target_queries, keys)),
-            "cross": ("cross_rows", "source", "target", "source", None, (sizes.target_queries, keys)),
+        sizes, backbone = self._sizes, self._backbone
+        like = self._prompts.new_empty(0, dtype=backbone.shared.weight.dtype)
+        of_source = _bias(biases, backbone.encoder, sizes.longest_source, like)
+        of_target = _bias(biases, backbone.decoder, sizes.longest_target, like)
+        encoder = {"encoder": self._tiling("encoder_rows", "source", "source", sizes.tiles.queries, of_source)}
+        decoder = {
+            "decoder": self._tiling("decoder_rows", "target", "target", sizes.target_tile, of_target),
+            "cross": self._tiling("cross_rows", "target", "source", sizes.target_tile, None),
         }
-        tilings = {}
-        for kind, (rows, seen, queries, of_keys, bias, tile) in tables.items():
-            tilings[kind] = Tiling.of_tables(
-                *(parts[rows], parts[f"{seen}_lengths"], parts[f"{queries}_queries"], parts[f"{of_keys}_keys"]),
-                position=bias,
-                total=getattr(sizes, queries),
-                tile=tile,
-                **_of_attention(stacks[kind != "encoder"]),
-            )
-        of_encoder, of_decoder = {"encoder": tilings.pop("encoder")}, tilings
-        return Spans(whole=True, tilings=of_encoder), Spans(whole=True, tilings=of_decoder)
+        return Spans(whole=True, tilings=encoder), Spans(whole=True, tilings=decoder)
 
-
-def _of_attention(stack: T5Stack) -> dict:
-    attention = stack.block[0].layer[0].SelfAttention
-    return {"heads": attention.n_heads, "d": attention.key_value_proj_dim, "scale": attention.scaling}
+    def _tiling(self, rows: str, queries: str, keys: str, tile: int, position: Tensor | None) -> Tiling:
+        """
+        Args:
+            rows: name of the part that has them.
+            queries, keys: whose tokens these are, the source's or the target's.
+            tile: of the queries.
+        """
+        parts, attention = self._parts, self._backbone.encoder.block[0].layer[0].SelfAttention  # all have its sizes
+        return Tiling.of_tables(
+            *(parts[rows], parts[f"{keys}_lengths"], parts[f"{queries}_query_tiles"], parts[f"{keys}_key_tiles"]),
+            position=position,
+            total=getattr(self._sizes, queries),
+            tile=(tile, self._sizes.tiles.keys),
+            heads=attention.n_heads,
+            d=attention.key_value_proj_dim,
+            scale=attention.scaling,
+        )
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def test_tiles_cover_each_row_once_and_the_rest_have_no_tokens(case):
         short = max(cell.target_tokens for cell in own.cells) <= TILES.few_queries
         for kind, tile in {"source": TILES.queries, "target": TILES.few_queries if short else TILES.queries}.items():
             lengths = parts[f"{kind}_lengths"]
-            for name, size in ((f"{kind}_queries", tile), (f"{kind}_keys", TILES.keys)):
+            for name, size in ((f"{kind}_query_tiles", tile), (f"{kind}_key_tiles", TILES.keys)):
                 tiles = parts[name].tolist()
                 covered = [(row, i) for row, i in tiles if lengths[row]]
                 assert sorted(covered) == [
