@@ -180,7 +180,9 @@ class GradientPass:
         self._weights = list(model.backbone.parameters())
         # ZeRO-3's weights come and go
         self._packed = PackedPasses(model.backbone, model.ranks.device, capture=cuda_graphs and model.stage == 0)
-        self._by_table = True  # whether the last step read its rows from tables; where they can be
+        # asked here: during a pass of ZeRO-3 a look at a parameter gathers it, and the next step is prepared meanwhile
+        self._packs = can_pack(model.backbone, model.ranks.device)
+        self._by_table = self._packs  # whether the last step read its rows from tables
 
     @classmethod
     def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
@@ -193,7 +195,7 @@ class GradientPass:
     @property
     def captures(self) -> bool:
         """Whether passes through plain prompts are captured as CUDA graphs."""
-        return self._packed.captures and can_pack(self._model.backbone, self._model.ranks.device)
+        return self._packs and self._packed.captures
 
     @property
     def captured(self) -> int:
@@ -202,7 +204,6 @@ class GradientPass:
 
     def prepare(self, rows: StepRows, prompts: int, length: int) -> StepWork:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""
-        packs = can_pack(self._model.backbone, self._model.ranks.device)
         work = plan_step(
             rows,
             block=self._grid.block(prompts),
@@ -211,10 +212,10 @@ class GradientPass:
             data_rank=self._grid.data_rank,
             max_tokens=self._planned_tokens,
             pad_id=self._pad_id,
-            packing=self._packed.packing(length, self._pad_id) if packs else None,
+            packing=self._packed.packing(length, self._pad_id) if self._packs else None,
         )
         for own in work.passes:
-            _ = own.table if packs and self._by_table else own.batches  # here, not while the device waits
+            _ = own.table if self._by_table else own.batches  # here, not while the device waits
         return work
 
     def __call__(self, through: Through, work: StepWork, step: int, stop: StopSignal) -> StepGradient:

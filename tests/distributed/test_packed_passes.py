@@ -15,9 +15,14 @@ from tests import launch, toy
 WORKER = launch.ROOT / "tests/distributed/packed_worker.py"
 RANKS = 2
 SIZES = {"vocab_size": 96, "d_model": 16, "d_kv": 16, "d_ff": 32, "num_layers": 2, "num_heads": 1}
+NOTHING_STAYS = deepspeed_json.load("zero3_cpu")["zero_optimization"] | {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_max_live_parameters": 0,
+}
 CASES = {  # the JSON, what else it says, whether activations are recomputed
     "resident": ("resident", {}, False),
-    "ZeRO-3": ("zero3_cpu", {}, False),
+    "ZeRO-3": ("zero3_cpu", {"zero_optimization": NOTHING_STAYS}, False),
     "recomputed": ("zero3_cpu", {}, True),
     "recomputed by DeepSpeed": ("zero3_cpu", {"activation_checkpointing": {"partition_activations": False}}, True),
 }
@@ -38,3 +43,11 @@ def test_steps_are_those_of_the_layers(seen: list[dict], case: str) -> None:
     for rank in seen:
         assert rank[case]["packed"] == 3
         assert max(rank[case]["errors"]) < 1e-5
+
+
+def test_to_prepare_a_step_gathers_nothing(seen: list[dict]) -> None:
+    """It is done while another one runs, in a thread: the other rank would wait for ever, or get something else."""
+    for rank in seen:
+        alone, meanwhile = rank["ZeRO-3"]["gathers"]
+        assert alone
+        assert meanwhile == alone
