@@ -151,9 +151,10 @@ def _captured(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.
         graph.capture_begin(pool=pool, capture_error_mode="relaxed")
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             with suppress(RuntimeError):  # what went wrong before says more
                 graph.capture_end()
+            error.add_note("while a pass was captured as a CUDA graph; model.cuda_graphs=false goes without")
             raise
         graph.capture_end()
 

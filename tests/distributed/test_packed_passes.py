@@ -23,7 +23,6 @@ NOTHING_STAYS = deepspeed_json.load("zero3_cpu")["zero_optimization"] | {
 CASES = {  # the JSON, what else it says, whether activations are recomputed
     "resident": ("resident", {}, False),
     "ZeRO-3": ("zero3_cpu", {"zero_optimization": NOTHING_STAYS}, False),
-    "recomputed": ("zero3_cpu", {}, True),
     "recomputed by DeepSpeed": ("zero3_cpu", {"activation_checkpointing": {"partition_activations": False}}, True),
 }
 

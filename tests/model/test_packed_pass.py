@@ -32,6 +32,7 @@ CASES = {
     "long answers": {"rows": [row(9, 20), row(30, 2)]},
     "several passes": {"rows": SHORT, "max_tokens": 170},
 }
+SLOW = {"rows of their own"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,9 @@ def gradient(model, rows, prompt_of=None, max_tokens=10_000):
 
 
 @pytest.mark.skipif(ON_GPU, reason="by Triton's interpreter, on a machine without a GPU")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()]
+)
 def test_gradients_are_those_of_padded_passes(case, small, monkeypatch):
     model = load(small)
     right = gradient(model, **case)
@@ -160,7 +163,7 @@ def test_only_so_many_sizes_are_kept(small, monkeypatch):
     monkeypatch.setattr("bmtpt_ds.model.packed_pass._MOST", 2)
     of = passes_of(load(small))
     sizes = []
-    for step, tokens in enumerate((20, 40, 90)):
+    for step, tokens in enumerate((3, 12, 30)):
         work = of.prepare(losses.StepRows.evenly([row(tokens, 2)]), 2, 10)
         sizes.append(work.passes[0].table.sizes)
         of(losses.Prompts(prompts_of(of._model)), work, step + 1, losses.StopSignal())
