@@ -36,6 +36,10 @@ class Tiles(NamedTuple):
     few_queries: int  # where all rows are that short
     keys: int
 
+    def of_queries(self, longest: int) -> int:
+        """Of rows with at most so many."""
+        return self.few_queries if longest <= self.few_queries else self.queries
+
 
 class Packing(NamedTuple):
     """What a table is made for."""
@@ -63,7 +67,7 @@ class Sizes:
     @property
     def target_tile(self) -> int:
         """Tokens of a tile of the decoder's queries."""
-        return self.tiles.few_queries if self.longest_target <= self.tiles.few_queries else self.tiles.queries
+        return self.tiles.of_queries(self.longest_target)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -136,15 +140,15 @@ def table_of(cells: MicroBatch, rows: Sequence[TokenRow], weights: Tensor, packi
     counts = torch.tensor(targets)
     parts["token_weights"][:, : sum(targets)] = (weights / counts.clamp(min=1)).repeat_interleave(counts, dim=1)
     made = {
-        "encoder_rows": _rows(sources, sources),
-        "decoder_rows": _rows(targets, targets),
-        "cross_rows": _rows(targets, sources),
+        "encoder_rows": row_table(sources, sources),
+        "decoder_rows": row_table(targets, targets),
+        "cross_rows": row_table(targets, sources),
         "source_lengths": sources,
         "target_lengths": targets,
-        "source_query_tiles": _tiles(sources, sizes.tiles.queries),
-        "source_key_tiles": _tiles(sources, sizes.tiles.keys),
-        "target_query_tiles": _tiles(targets, sizes.target_tile),
-        "target_key_tiles": _tiles(targets, sizes.tiles.keys),
+        "source_query_tiles": tile_table(sources, sizes.tiles.queries),
+        "source_key_tiles": tile_table(sources, sizes.tiles.keys),
+        "target_query_tiles": tile_table(targets, sizes.target_tile),
+        "target_key_tiles": tile_table(targets, sizes.tiles.keys),
     }
     for name, values in made.items():
         if name.endswith("tiles"):
@@ -195,12 +199,12 @@ def _begins(lengths: Sequence[int]) -> list[int]:
     return [0, *accumulate(lengths)][:-1]
 
 
-def _rows(queries: Sequence[int], keys: Sequence[int]) -> list[tuple[int, int, int, int]]:
+def row_table(queries: Sequence[int], keys: Sequence[int]) -> list[tuple[int, int, int, int]]:
     """Of each row its first query, queries, first key, keys."""
     return list(zip(_begins(queries), queries, _begins(keys), keys, strict=True))
 
 
-def _tiles(lengths: Sequence[int], tile: int) -> list[tuple[int, int]]:
+def tile_table(lengths: Sequence[int], tile: int) -> list[tuple[int, int]]:
     """Of each tile its row and its number there."""
     return [(row, i) for row, tokens in enumerate(lengths) for i in range(-(-tokens // tile))]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from bmtpt_ds.data.table import Tiles
+from bmtpt_ds.data.table import Tiles, row_table, tile_table
 from bmtpt_ds.data.tokens import upload
 from bmtpt_ds.model.packed import Span, Spans, kind_of
 from bmtpt_ds.triton_support import power_of_two
@@ -53,17 +53,12 @@ class Tiling:
             capability: of the GPU that the kernels run on; default: the device's.
         """
         sizes = tiles_on(device, capability)
-        rows, query_tiles, key_tiles, first_query, first_key = [], [], [], 0, 0
         longest = max(spans, key=lambda span: span.queries // span.texts)
-        query_tile = sizes.few_queries if longest.queries // longest.texts <= sizes.few_queries else sizes.queries
-        for span in spans:
-            queries, keys = span.queries // span.texts, span.keys // span.texts  # a text sees itself alone
-            for _ in range(span.rows * span.texts):
-                query_tiles += [(len(rows), i) for i in range(-(-queries // query_tile))]
-                key_tiles += [(len(rows), i) for i in range(-(-keys // sizes.keys))]
-                rows.append((first_query, queries, first_key, keys))
-                first_query, first_key = first_query + queries, first_key + keys
-        tables = _upload((rows, query_tiles, key_tiles), device)
+        query_tile = sizes.of_queries(longest.queries // longest.texts)
+        of_texts = [span for span in spans for _ in range(span.rows * span.texts)]  # a text sees itself alone
+        queries, keys = ([getattr(span, of) // span.texts for span in of_texts] for of in ("queries", "keys"))
+        rows = row_table(queries, keys)
+        tables = _upload((rows, tile_table(queries, query_tile), tile_table(keys, sizes.keys)), device)
         seen = tables[0].view(-1, 4)[:, 3].clone()
         first = 0
         for span in spans:
@@ -73,7 +68,7 @@ class Tiling:
         return cls.of_tables(
             *(tables[0], seen, tables[1], tables[2]),
             position=longest.position,
-            total=first_query,
+            total=sum(queries),
             tile=(query_tile, sizes.keys),
             heads=heads,
             d=d,

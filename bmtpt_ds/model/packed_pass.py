@@ -67,7 +67,7 @@ class PackedPass:
         """
         self._prompts.copy_(prompts)
         numbers = table.numbers.pin_memory() if self._numbers.is_cuda else table.numbers
-        self._numbers.copy_(numbers, non_blocking=True)
+        self._numbers.copy_(numbers, non_blocking=True)  # straight to where the kernels look
         if self._graphs:
             self._graphs[0].replay()
         else:

@@ -90,8 +90,8 @@ def measure_way(model: Sharded, steps: int, *, graphs: bool) -> tuple[dict, list
 def measure(ranks: Ranks, name: str, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         make_model(name, Path(folder), torch.bfloat16, ranks.device)
-        ds = deepspeed_json.load("resident") | {"bf16": {"enabled": True}}
-        model = load_backbone(ranks, ModelConfig(name_or_path=folder, dtype="bfloat16"), ds)
+        config = ModelConfig(name_or_path=folder, dtype="bfloat16")
+        model = load_backbone(ranks, config, deepspeed_json.load("resident"))
     graphs, found = measure_way(model, steps, graphs=True)
     plain, right = measure_way(model, steps, graphs=False)
     assert all(map(torch.equal, found, right)), f"{name}: other gradients with graphs"
