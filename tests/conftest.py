@@ -18,6 +18,18 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests import toy
+from tests.interpreter import patch_language_once_a_kernel
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_language_once_a_kernel()
+
+
+# minutes long and late in the alphabet: begun last, they would keep one worker busy when the others are done
+BEGUN_FIRST = ("test_hub.py", "test_resume.py", "test_prepare.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in BEGUN_FIRST)
 
 
 @pytest.fixture(scope="session")

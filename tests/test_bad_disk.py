@@ -88,7 +88,8 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(kib: int, what: str, di
 def test_monitors_on_a_full_disk(disk: Disk, bench: Bench, tmp_path_factory) -> None:
     """TensorBoard writes in a thread of its own, which a process of its own shows as it is."""
     bench.run_dir = disk.mount(4) / "run"
-    output = launch.run(launch.plain(*bench.source()), tmp_path_factory.mktemp("job") / "log", status=2)
+    command = launch.forked(0, "-m", "bmtpt_ds", *bench.source())
+    output = launch.run(command, tmp_path_factory.mktemp("job") / "log", status=2)
     assert output.splitlines()[-1].startswith(f"bmtpt source: what the monitors log of {bench.run_dir}: cannot be")
     assert "Traceback" not in output
     disk.make_room()
@@ -149,8 +150,8 @@ def test_the_demos_model_on_a_full_disk(kib: int, disk: Disk) -> None:
 
 def test_of_several_ranks_the_one_that_writes_speaks(disk: Disk, bench: Bench, tmp_path_factory) -> None:
     bench.run_dir = disk.mount(12) / "run"
-    command = launch.deepspeed(2, "--module", "bmtpt_ds", *bench.source("--deepspeed_config", "zero3_cpu"))
-    output = launch.run(command, tmp_path_factory.mktemp("launcher") / "log", status=2)
+    command = launch.forked(2, "-m", "bmtpt_ds", *bench.source("--deepspeed_config", "zero3_cpu"))
+    output = launch.run(command, tmp_path_factory.mktemp("job") / "log", status=2)
     lines = [line for line in output.splitlines() if line.startswith("bmtpt source: ")]
     assert len(lines) == 1 and "checkpoints/step-00000002.safetensors: cannot be written" in lines[0]
     assert "Traceback" not in output

@@ -65,6 +65,11 @@ class Sizes:
     tiles: Tiles
 
     @property
+    def tokens(self) -> int:
+        """That are computed, those of nobody included."""
+        return self.source + self.target
+
+    @property
     def target_tile(self) -> int:
         """Tokens of a tile of the decoder's queries."""
         return self.tiles.of_queries(self.longest_target)

@@ -20,6 +20,7 @@ from bmtpt_ds.model.packed_pass import PackedPass
 from bmtpt_ds.parallel import Ranks, Sharded, load_backbone
 from bmtpt_ds.parallel.measure import gathered_weights
 from bmtpt_ds.phases import Phases
+from tests.interpreter import patch_language_once_a_kernel
 from tests.one_step import gradient_of_rows
 
 # the second step's rows are as many tokens, rounded, as the first's; the third's are more
@@ -67,6 +68,7 @@ def gathers(model: Sharded, *, prepared_meanwhile: bool) -> list[int]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    patch_language_once_a_kernel()
     ranks = Ranks(timeout=120)
     asked = json.loads((folder / "cases.json").read_text())
     right = steps(load(ranks, asked["model"], {}, False))

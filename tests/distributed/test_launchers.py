@@ -47,7 +47,7 @@ def torchrun(*arguments: object) -> list[str]:
     return [program, *options, *map(str, arguments)]
 
 
-@pytest.mark.parametrize("start", [mpirun, torchrun])
+@pytest.mark.parametrize("start", [mpirun, pytest.param(torchrun, marks=pytest.mark.slow)])
 def test_two_ranks_learn_what_one_does(start, recipe: Path, alone: Path, tmp_path: Path) -> None:
     variables = {"MASTER_PORT": str(launch.free_port())} if start is mpirun else {}
     said = launch.run(start(*source(recipe, tmp_path / "run")), tmp_path / "log", variables=variables)

@@ -16,6 +16,6 @@ def test_a_job_leaves_no_shared_memory(tmp_path: Path) -> None:
         "os._exit(0)\n"  # the rest of an end is not looked at: beside other work a library's thread once aborted it
     )
     before = set(Path("/dev/shm").glob("deepspeed_*"))
-    said = launch.run(launch.deepspeed(2, worker), tmp_path / "log")
+    said = launch.run(launch.forked(2, worker), tmp_path / "log")
     assert said.count("[2.0, 2.0, 2.0]") == 2
     assert set(Path("/dev/shm").glob("deepspeed_*")) <= before

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -57,10 +59,13 @@ def _stop(command: list[str], run_dir: Path, log: Path, how: str) -> int:
     return step
 
 
-def test_stopped_job_leaves_a_checkpoint_and_goes_on_as_if_never_stopped(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ways", [("command",), pytest.param(("group", "command"), marks=pytest.mark.slow)])
+def test_stopped_job_leaves_a_checkpoint_and_goes_on_as_if_never_stopped(
+    ways: Sequence[str], recipe: Path, tmp_path: Path
+) -> None:
     run_dir, unbroken = tmp_path / "run", tmp_path / "unbroken"
     launch.run(launch.forked(2, "-m", "bmtpt_ds", *_source(recipe, unbroken)), tmp_path / "log of unbroken")
-    for how in ("command", "group"):
+    for how in ways:
         command = launch.deepspeed(2, "--module", "bmtpt_ds", *_source(recipe, run_dir))
         _stop(command, run_dir, tmp_path / f"log of {how}", how)
     launch.run(launch.forked(2, "-m", "bmtpt_ds", *_source(recipe, run_dir)), tmp_path / "log of end")

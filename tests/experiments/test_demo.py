@@ -96,10 +96,11 @@ def test_the_command_it_names_answers(demo: tuple[Path, str]) -> None:
     assert done.stdout.split() == ["pass", "fail"], done.stderr
 
 
+@pytest.mark.slow
 def test_told_to_end_it_leaves_no_process(demo: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(demo[0] / "model", tmp_path / "out/model")
     with started(plain("demo", "--out", tmp_path / "out"), tmp_path / "log") as job:
-        job.until(lambda: "source 10/100" in job.text, "ten steps")
+        job.until(lambda: "source 1/100" in job.text, "a step")
         job.process.send_signal(signal.SIGTERM)
         assert job.wait(60) == 128 + signal.SIGTERM
         job.until_gone(30)

@@ -19,7 +19,7 @@ SMALL = [
     "--steps",
     "3",
     "--warmup",
-    "2",
+    "1",
     "--set",
     "prompt.length=5",
     "--set",

@@ -125,8 +125,11 @@ def test_a_later_layer_gives_the_compiled_kernel_what_the_first_gave():
 @pytest.mark.parametrize(
     ("capability", "sizes"),
     [
-        (90, "64 128"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((80, "64 128"), (100, "64"), (120, "64"))),
+        (90, "128"),  # the more registers
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((90, "64"), (80, "64 128"), (100, "64"), (120, "64"))
+        ),
     ],
 )
 def test_compiles_with_hardly_a_spill(capability, sizes, tmp_path):

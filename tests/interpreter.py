@@ -1,0 +1,32 @@
+"""Triton's interpreter in half the time: its language is patched once a kernel, not for each call of a device function.
+
+What it patches a second time are the same attributes in the same way; looking for them, thousands of them, is more
+than half of what our kernels, which are made of small device functions, take there.
+"""
+
+from types import ModuleType
+
+
+def patch_language_once_a_kernel() -> None:
+    """For this process; nothing where Triton is not there or does not work so."""
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    if not all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "GridExecutor")):
+        return
+    patch, run, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_once(fn):
+        languages = {id(m) for m in fn.__globals__.values() if isinstance(m, ModuleType)} & known
+        if languages <= patched:
+            return interpreter._LangPatchScope()  # nothing to take back
+        patched.update(languages)
+        return patch(fn)
+
+    def run_kernel(self, *arguments, **named):
+        patched.clear()
+        return run(self, *arguments, **named)
+
+    known = {id(interpreter.tl), id(interpreter.tl.core)}
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, run_kernel
