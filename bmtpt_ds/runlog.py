@@ -168,8 +168,14 @@ class RunLog:
                 tqdm.write(text, file=sys.stderr)  # above the bar where there is one
 
     def close(self) -> None:
-        if self._first:
-            self._bar.close()
+        """Ends the bar, and TensorBoard's file and thread: DeepSpeed's monitors have no word for that."""
+        if not self._first:
+            return
+        self._bar.close()
+        board = self._monitor.tb_monitor
+        if board is not None and board.summary_writer is not None:
+            with suppress(OSError):  # every line has been flushed: nothing is left to be lost
+                board.summary_writer.close()
 
 
 def check_monitors(ds: Mapping[str, Any], source: str) -> None:

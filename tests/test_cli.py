@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -170,6 +171,15 @@ def test_tensorboard_has_the_same_numbers(tiny: Tiny) -> None:
         lines = lines_of(run, lambda line: "loss" in line)
         seen = {event.step: event.value for event in board.Scalars(f"{title}/loss")}
         assert seen == pytest.approx({line["step"]: line["loss"] for line in lines})
+
+
+def test_a_run_leaves_no_thread_of_tensorboards(recipe: Path, tmp_path: Path) -> None:
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard")}
+
+    before = threads()
+    assert main(["source", "--config", str(recipe), "--set", "source.steps=2", "--run-dir", str(tmp_path / "run")]) == 0
+    assert threads() <= before
 
 
 def test_results_of_the_source_stage(tiny: Tiny, untied_model: Path) -> None:

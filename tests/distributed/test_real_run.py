@@ -33,7 +33,7 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     json_name = ("--deepspeed_config", "zero3_cpu")
     recipe = ("--config", "first_run", *chosen)
     source = ("source", *recipe, *json_name, "--run-dir", folder / "source")
-    launch.run(launch.deepspeed(2, "--module", "bmtpt_ds", *source), folder / "source.log")
+    launch.run(launch.forked(2, "-m", "bmtpt_ds", *source), folder / "source.log")
     adapt = ("adapt", *recipe, "--particles", folder / "source", "--run-dir", folder / "mrpc")
     launch.run(launch.forked(0, "-m", "bmtpt_ds", *adapt), folder / "adapt.log")
     evaluate = ("evaluate", "--prompt", folder / "mrpc", *json_name, "--json", folder / "test.json")
