@@ -1,7 +1,8 @@
-"""Triton's interpreter in half the time: its language is patched once a kernel, not for each call of a device function.
+"""Triton's interpreter in some 60% of its time: its language is patched once a kernel, not for each call of a device
+function.
 
-What it patches a second time are the same attributes in the same way; looking for them, thousands of them, is more
-than half of what our kernels, which are made of small device functions, take there.
+What it patches a second time are the same attributes in the same way. To look for them, thousands of them, is much of
+what our kernels take there, which are made of small device functions.
 """
 
 from types import ModuleType
