@@ -16,10 +16,11 @@ def patch_language_once_a_kernel() -> None:
         return
     if not all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "GridExecutor")):
         return
-    patch, run, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+    patch, run = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    known, patched = {interpreter.tl, interpreter.tl.core}, set()
 
     def patch_once(fn):
-        languages = {id(m) for m in fn.__globals__.values() if isinstance(m, ModuleType)} & known
+        languages = {value for value in fn.__globals__.values() if isinstance(value, ModuleType)} & known
         if languages <= patched:
             return interpreter._LangPatchScope()  # nothing to take back
         patched.update(languages)
@@ -29,5 +30,4 @@ def patch_language_once_a_kernel() -> None:
         patched.clear()
         return run(self, *arguments, **named)
 
-    known = {id(interpreter.tl), id(interpreter.tl.core)}
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, run_kernel

@@ -121,14 +121,14 @@ def test_a_sleep_shows_in_its_phase_alone(recipe: Path, usual: dict, phase: str,
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied_model: Path, rows: Path) -> dict[str, dict]:
     """The tiny model under ZeRO-3 on two ranks, with a sleep in some phases."""
-    folder, phases = tmp_path_factory.mktemp("two"), (AS_IT_IS, "gather", "svgd")
+    folder, phases = tmp_path_factory.mktemp("two"), (AS_IT_IS, "forward", "gather", "svgd")
     (folder / "recipe.yaml").write_text(toy.recipe_text(untied_model, rows))
     worker = forked(2, "tests/distributed/profile_worker.py", folder / "recipe.yaml", folder, *phases)
     run(worker, folder / "log")
     return {phase: read(folder / f"{phase}.json") for phase in phases}
 
 
-@pytest.mark.parametrize("phase", ["gather", "svgd"])
+@pytest.mark.parametrize("phase", ["forward", "gather", "svgd"])
 def test_a_sleep_on_two_ranks(two_ranks: dict[str, dict], phase: str) -> None:
     only_slow(two_ranks[phase], two_ranks[AS_IT_IS], phase)
 
