@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests import launch, toy
 
-STEPS = 200  # about three seconds, start not counted
+STEPS = 100  # two or three seconds, start not counted
 
 
 class Stage(NamedTuple):
