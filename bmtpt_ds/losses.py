@@ -206,7 +206,8 @@ class GradientPass:
         """This rank's share of a step that reads `rows` through P prompts of L tokens; may run in another thread."""
         work = plan_step(
             rows,
-            block=self._grid.block(prompts),
+            blocks=self._grid.blocks(prompts),
+            particle_rank=self._grid.particle_rank,
             length=length,
             data_ranks=self._grid.data_ranks,
             data_rank=self._grid.data_rank,

@@ -22,12 +22,13 @@ from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows, score_prompts
 from bmtpt_ds.losses import GradientPass, LateFlags, Prompts, StepGradient
-from bmtpt_ds.parallel import Grid, Ranks, Sharded, particle_ranks
+from bmtpt_ds.parallel import Grid, Ranks, Sharded
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.results import beside_majority
 from bmtpt_ds.runlog import RunLog, is_log_step, steps_since_line
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
+from bmtpt_ds.stage_inputs import particle_ranks
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.svgd import Backend, Diagnostics, choose_backend, init_state, svgd_step_
 
@@ -92,7 +93,7 @@ def learn_posterior(
         UserError: scores were not finite for more than `source.max_skipped` steps in a row.
     """
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
-    grid = Grid(ranks, particle_ranks(source.particle_ranks, source.particles, ranks.world))
+    grid = Grid(ranks, particle_ranks(source, ranks.world))
     gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
     about, flags = session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)

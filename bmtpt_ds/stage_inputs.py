@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
-from bmtpt_ds.config import Recipe, deepspeed_json
+from bmtpt_ds.config import Recipe, SourceConfig, deepspeed_json
 from bmtpt_ds.config.methods import SOURCE_KIND, TUNES_WEIGHTS, WITHOUT_SOURCE
 from bmtpt_ds.data.prepared import Prepared
 from bmtpt_ds.data.splits import Splits, few_shot, fewer_to_score, load_task
@@ -46,6 +47,24 @@ def check_source_method(recipe: Recipe) -> None:
         raise UserError(
             f"source.particle_ranks: {source.particle_ranks}, but method {method} has no particles: set auto"
         )
+
+
+def particle_ranks(source: SourceConfig, world: int) -> int:
+    """In how many blocks of particles so many ranks are; `auto` is 1: the cells of all particles, dealt to all ranks,
+    balance best.
+
+    Raises:
+        UserError: blocks or shares would not be equal; names what is possible.
+    """
+    count = 1 if source.particle_ranks == "auto" else source.particle_ranks
+    if source.particles % count or world % count:
+        most = gcd(source.particles, world)
+        possible = [str(p) for p in range(1, most + 1) if most % p == 0]
+        raise UserError(
+            f"source.particle_ranks: {count} must divide both the {source.particles} particles and the {world} ranks; "
+            f"give {' or '.join(possible)}"
+        )
+    return count
 
 
 def check_target_method(recipe: Recipe, particles: str) -> None:

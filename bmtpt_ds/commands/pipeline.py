@@ -19,7 +19,7 @@ from bmtpt_ds.evaluate import EncodedRows, TaskScore
 from bmtpt_ds.methods import method
 from bmtpt_ds.methods.job import AdaptJob, SourceJob, train
 from bmtpt_ds.methods.stage_run import nothing_to_do, say_cut_rows
-from bmtpt_ds.parallel import Ranks, particle_ranks
+from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.prompt_files import check_belongs, read_particles, write_particles, write_prompt
 from bmtpt_ds.quiet import say
 from bmtpt_ds.results import score_table, table_of_runs, write_results, write_results_of_runs
@@ -31,6 +31,7 @@ from bmtpt_ds.stage_inputs import (
     check_source_method,
     check_source_rows,
     check_target_method,
+    particle_ranks,
     rows_of_source_step,
     source_tasks,
     target_splits,
@@ -52,7 +53,7 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
     directory = RunDirectory(run_dir, recipe, {"stage": "source"}, resume=resume, overwrite=overwrite)
     if nothing_to_do(ranks, directory, ds, json_name):
         return
-    particle_ranks(recipe.source.particle_ranks, recipe.source.particles, ranks.world)  # refuses an impossible grid
+    particle_ranks(recipe.source, ranks.world)  # refuses an impossible grid
     with at_work(ranks, GO_ON) as stop:
         splits = load_rows(ranks, recipe, tasks)
         sources = [TaskSplits(*pair) for pair in zip(tasks, splits, strict=True)]

@@ -50,14 +50,23 @@ def plan_micro_batches(cells: Sequence[Cell], ranks: int, max_tokens: int) -> Pl
         number of them, the least that `max_tokens` allows, and none is empty: where a rank has too few cells, a copy of
         weight 0 fills in.
     """
-    if not cells:
+    return plan_blocks([cells], ranks, max_tokens)[0]
+
+
+def plan_blocks(blocks: Sequence[Sequence[Cell]], ranks: int, max_tokens: int) -> list[Plan]:
+    """As `plan_micro_batches`, of several blocks of cells, each on as many ranks of its own: a plan of each.
+
+    All ranks of all blocks have the same number of micro-batches, whatever their cells.
+    """
+    if not all(blocks):
         raise ValueError("a step without cells")
-    longest_first = sorted(cells, key=lambda c: (-c.tokens, -c.source_tokens, c.row, c.prompt))
-    passes = max(1, min(sum(c.tokens for c in cells) // (ranks * max_tokens), -(-len(cells) // ranks)))
+    longest_first = [sorted(cells, key=lambda c: (-c.tokens, -c.source_tokens, c.row, c.prompt)) for cells in blocks]
+    passes = max(1, *(min(sum(c.tokens for c in b) // (ranks * max_tokens), -(-len(b) // ranks)) for b in blocks))
     while True:
-        batches = _deal_cells(longest_first, passes * ranks)
-        if all(len(batch) == 1 or padded_tokens(batch) <= max_tokens for batch in batches):
-            return _deal(batches, ranks, passes, filler=replace(longest_first[-1], weight=0.0))
+        dealt = [_deal_cells(cells, passes * ranks) for cells in longest_first]
+        if all(len(batch) == 1 or padded_tokens(batch) <= max_tokens for batches in dealt for batch in batches):
+            fillers = [replace(cells[-1], weight=0.0) for cells in longest_first]
+            return [_deal(batches, ranks, passes, filler) for batches, filler in zip(dealt, fillers, strict=True)]
         passes += 1
 
 

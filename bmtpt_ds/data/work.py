@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from bmtpt_ds.data.plan import Cell, MicroBatch, bucket_tokens, buckets, imbalance, plan_micro_batches
+from bmtpt_ds.data.plan import Cell, MicroBatch, bucket_tokens, buckets, imbalance, plan_blocks
 from bmtpt_ds.data.table import Packing, Table, table_of
 from bmtpt_ds.data.tokens import HostBatches, TokenRow, collate
 
@@ -71,13 +71,14 @@ class StepWork:
     rows: Sequence[TokenRow]  # of the whole step
     passes: Sequence[HostPass]
     longest: int  # tokens of the step's longest cell
-    imbalance: float  # the costliest data rank's padded tokens over their mean
+    imbalance: float  # the costliest rank's padded tokens over the mean of those that share its prompts
 
 
 def plan_step(
     step: StepRows,
     *,
-    block: range,
+    blocks: Sequence[range],
+    particle_rank: int,
     length: int,
     data_ranks: int,
     data_rank: int,
@@ -88,18 +89,27 @@ def plan_step(
     """Deals the cells of a block of prompts.
 
     Args:
-        block: the prompts of this rank, P of all; cells number them from 0.
-        length: L, their tokens.
+        blocks: the prompts of each block of ranks; cells number those of a block from 0.
+        particle_rank: which block is this rank's.
+        length: L, the prompts' tokens.
+        data_ranks: of a block.
         max_tokens: padded tokens of a pass, the same on all ranks.
     """
-    cells = [
+    block, alike = blocks[particle_rank], step.prompt_of is None
+    # where the blocks' rows differ, so may the passes that each would need; under ZeRO-3 all ranks make as many
+    cells = [_cells_of(step, some, length) for some in ([block] if alike else blocks)]
+    own = 0 if alike else particle_rank
+    plan = plan_blocks(cells, data_ranks, max_tokens)[own]
+    passes = [host_pass(batch, step.rows, len(block), pad_id, packing) for batch in plan[data_rank]]
+    return StepWork(step.rows, passes, max(cell.tokens for cell in cells[own]), imbalance(plan))
+
+
+def _cells_of(step: StepRows, block: range, length: int) -> list[Cell]:
+    return [
         Cell(p, r, weight, length + len(row.source), len(row.target))
         for r, (row, weight) in enumerate(zip(step.rows, step.weights, strict=True))
         for p in _readers(step, r, block)
     ]
-    plan = plan_micro_batches(cells, data_ranks, max_tokens)
-    passes = [host_pass(batch, step.rows, len(block), pad_id, packing) for batch in plan[data_rank]]
-    return StepWork(step.rows, passes, max(cell.tokens for cell in cells), imbalance(plan))
 
 
 def _readers(step: StepRows, row: int, block: range) -> Sequence[int]:

@@ -4,9 +4,9 @@ One path serves every situation: a process without a launcher is a world of one,
 the backbone resident, stage 3 shards it.
 """
 
-from bmtpt_ds.parallel.grid import Grid, particle_ranks
+from bmtpt_ds.parallel.grid import Grid
 from bmtpt_ds.parallel.pulse import node_name
 from bmtpt_ds.parallel.ranks import Ranks
 from bmtpt_ds.parallel.sharding import Sharded, load_backbone, random_backbone
 
-__all__ = ["Grid", "Ranks", "Sharded", "load_backbone", "node_name", "particle_ranks", "random_backbone"]
+__all__ = ["Grid", "Ranks", "Sharded", "load_backbone", "node_name", "random_backbone"]

@@ -1,10 +1,7 @@
 """The process grid of the source stage: particle ranks x data ranks."""
 
-from math import gcd
-
 import torch
 
-from bmtpt_ds.errors import UserError
 from bmtpt_ds.parallel.ranks import Ranks
 
 
@@ -30,27 +27,14 @@ class Grid:
 
     def block(self, prompts: int) -> range:
         """Which of so many prompts this rank's are."""
+        return self.blocks(prompts)[self.particle_rank]
+
+    def blocks(self, prompts: int) -> list[range]:
+        """Which of so many prompts are those of each particle rank."""
         size = prompts // self.particle_ranks
-        return range(self.particle_rank * size, (self.particle_rank + 1) * size)
+        return [range(p * size, (p + 1) * size) for p in range(self.particle_ranks)]
 
     def combine(self, own: torch.Tensor) -> torch.Tensor:
         """Adds up `own` [n] over the ranks of a block, in place; the blocks' sums [P, n] on every rank."""
         self._ranks.sum_(own, self._of_block)
         return own[None] if self.particle_ranks == 1 else self._ranks.stack(own, self._across)
-
-
-def particle_ranks(asked: int | str, particles: int, world: int) -> int:
-    """The recipe's `source.particle_ranks`; `auto` is 1: the cells of all particles, dealt to all ranks, balance best.
-
-    Raises:
-        UserError: blocks or shares would not be equal; names what is possible.
-    """
-    count = 1 if asked == "auto" else int(asked)
-    if particles % count or world % count:
-        most = gcd(particles, world)
-        possible = [str(p) for p in range(1, most + 1) if most % p == 0]
-        raise UserError(
-            f"source.particle_ranks: {count} must divide both the {particles} particles and the {world} ranks; "
-            f"give {' or '.join(possible)}"
-        )
-    return count

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise, product
 import numpy as np
 import pytest
 
-from bmtpt_ds.data.plan import Cell, buckets, imbalance, padded_tokens, plan_micro_batches
+from bmtpt_ds.data.plan import Cell, buckets, imbalance, padded_tokens, plan_blocks, plan_micro_batches
 
 
 def cells(count: int, seed: int = 0) -> list[Cell]:
@@ -38,6 +38,22 @@ def test_no_more_micro_batches_than_needed() -> None:
     assert len(plan_micro_batches(cells(30), 64, 1)[0]) == 1
     alike = [Cell(0, i, 1, 9, 1) for i in range(24)]
     assert [len(batch) for batch in plan_micro_batches(alike, 2, 40)[0]] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_blocks_of_different_cells_have_as_many_micro_batches(ranks: int) -> None:
+    """A rank of a sharded model that makes a pass more than the others waits for ever."""
+    long, short = ([Cell(0, i, 1, length, 2) for i in range(12)] for length in (88, 18))
+    alone = [len(plan_micro_batches(block, ranks, 200)[0]) for block in (long, short)]
+    assert alone[0] > alone[1]
+    plans = plan_blocks([long, short], ranks, 200)
+    assert plans[0] == plan_micro_batches(long, ranks, 200)
+    for block, plan in zip((long, short), plans, strict=True):
+        assert [len(batches) for batches in plan] == [alone[0]] * ranks
+        done = [c for batches in plan for batch in batches for c in batch if c.weight]
+        assert sorted(done, key=lambda c: c.row) == block
+    with pytest.raises(ValueError, match="without cells"):
+        plan_blocks([long, []], ranks, 200)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

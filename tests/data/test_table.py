@@ -16,7 +16,7 @@ TILES = Tiles(queries=8, few_queries=4, keys=16)
 def passes(rows, *, prompts=3, prompt_of=None, max_tokens=10**9):
     step = StepRows.evenly(rows, prompt_of)
     packing = Packing(L, START, PAD, TILES)
-    shares = {"block": range(prompts), "length": L, "data_ranks": 1, "data_rank": 0}
+    shares = {"blocks": [range(prompts)], "particle_rank": 0, "length": L, "data_ranks": 1, "data_rank": 0}
     return plan_step(step, **shares, max_tokens=max_tokens, pad_id=PAD, packing=packing).passes
 
 

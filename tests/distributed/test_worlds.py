@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bmtpt_ds.config import SourceConfig
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.parallel import particle_ranks
+from bmtpt_ds.stage_inputs import particle_ranks
 from tests import launch, toy
 
 STEPS, PARTICLES = 5, 4
@@ -89,7 +90,9 @@ def runs(tmp_path_factory, untied_model: Path, rows: Path) -> dict[str, Run]:
         return grids | layouts | resumed
 
     own = (short, "source.particle_rows=own")
-    blocks = {"own rows, 2x1": folder.command("own rows, 2x1", *own, "source.particle_ranks=2")}
+    # of micro-batches so small that the blocks, each by itself, would need different numbers of them
+    grid = ("source.particle_ranks=2", "run.max_tokens_per_micro_batch=40")
+    blocks = {"own rows, 2x1": folder.command("own rows, 2x1", *own, *grid)}
     found = folder.run({"begun": folder.command("begun", *long), **commands(2), **blocks}, 2)
     for name in ELSEWHERE:
         folder.begin(name, "begun")
@@ -148,8 +151,9 @@ def test_ranks_have_their_share(runs: dict[str, Run]) -> None:
     [(2, 5, 4, "1"), (3, 6, 4, "1 or 2"), (4, 4, 2, "1 or 2"), (5, 10, 10, None), ("auto", 5, 64, None)],
 )
 def test_impossible_grids_name_the_possible_ones(asked, particles: int, world: int, possible: str | None) -> None:
+    source = SourceConfig(particle_ranks=asked, particles=particles)
     if possible is None:
-        assert particle_ranks(asked, particles, world) == (1 if asked == "auto" else asked)
+        assert particle_ranks(source, world) == (1 if asked == "auto" else asked)
         return
     with pytest.raises(UserError, match=rf"source\.particle_ranks: {asked} must divide .*; give {possible}$"):
-        particle_ranks(asked, particles, world)
+        particle_ranks(source, world)

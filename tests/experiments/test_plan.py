@@ -18,6 +18,7 @@ from bmtpt_ds.experiments.planning.memory import room
 from bmtpt_ds.experiments.planning.plan import SIZES, candidates, make_plan
 from bmtpt_ds.experiments.planning.predict import predict
 from bmtpt_ds.experiments.typical_rows import TYPICAL, longest_row, source_rows
+from bmtpt_ds.experiments.wire import particle_traffic
 from bmtpt_ds.model.flops import row_flops
 from bmtpt_ds.model.shapes import architecture_by_name
 from bmtpt_ds.stage_inputs import source_tasks
@@ -162,6 +163,24 @@ def test_particles_on_the_wire() -> None:
     assert found.traffic == pytest.approx(2 * 7 / 8 * size / 1e9 + 6e-3 + size / 1e9 + 3e-3)
 
 
+def test_blocks_of_particles_send_what_a_grid_sends() -> None:
+    """5 blocks on 10 ranks of two nodes: a pair adds up its block's gradients, then every rank gets the others'."""
+    size, gigabyte = 4 * 5 * 100 * 1024, 1e9
+    cluster = Cluster(gpus=10, inside=Speed(gigabyte, 0.0), flops=1e12, launch=0.0)
+    blocks = job("t5-3b", "source.particle_ranks=5")
+    found = predict(blocks, cluster, "resident")
+    wire = particle_traffic(blocks.numbers, blocks.numbers, 2, 5)
+    assert found.traffic == pytest.approx(sum(wire.values()) / gigabyte)
+    alone = predict(blocks, replace(cluster, gpus=5), "resident")  # each has a particle, and all rows
+    mean = sum(flops_of(blocks, step, on_cpu=False) for step in range(8)) / 8
+    assert alone.compute == pytest.approx(mean / 5 / 1e12)
+    nodes = replace(cluster, gpus=5, nodes=2, between=Speed(gigabyte / 10, 0.0))  # the middle pair lies on two nodes
+    assert predict(blocks, nodes, "resident").traffic == pytest.approx(sum(wire.values()) / gigabyte * 10)
+    near = predict(blocks, replace(nodes, gpus=2, nodes=5), "resident").traffic  # each pair on a node
+    assert near == pytest.approx((size / 5 + 10 * (4 / 5 * size + size)) / gigabyte)
+    assert {p.ranks % 5 for p in make_plan(blocks, replace(cluster, gpus=5)).growth} == {0}
+
+
 def test_more_ranks_help_until_every_cell_has_one() -> None:
     growth = {p.ranks: p for p in make_plan(job(), Cluster(gpus=8)).growth}
     assert sorted(growth) == list(SIZES)
@@ -204,7 +223,9 @@ def test_a_profile_calibrates(tmp_path: Path) -> None:
     assert found.svgd == pytest.approx(0.0102 / (2 * 10 * 512))
     assert found.inside == Cluster().inside
     assert found.given(gpus=4, nodes=1).memory == 4 * GB  # a node's CPU ranks share its memory
+    assert found.given(gpus=4, nodes=1).of_ranks(2).memory == 8 * GB
     assert found.given(gpus=4, nodes=1, memory=3).memory == 3 * GB
+    assert found.given(gpus=4, nodes=1, memory=3).of_ranks(2).memory == 3 * GB
 
 
 def test_links_come_from_profiles_of_several_ranks(tmp_path: Path) -> None:
@@ -278,6 +299,7 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
         (["--profile", "other.json"], "not a profile"),
         (["--profile", "part.json"], "not whole"),
         (["--json", "no/plan.json"], "make it first"),
+        (["--set", "source.particle_ranks=3"], "source.particle_ranks: 3 must divide both the 5 particles and the 8"),
         (["--recipe", "papper"], "did you mean paper"),
     ],
 )

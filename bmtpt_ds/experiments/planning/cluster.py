@@ -29,6 +29,7 @@ class Cluster:
     gpus: int = 8  # of a node: ranks
     nodes: int = 1
     memory: float = 80 * GB  # bytes of a rank; of CPU ranks as profiled, of all of a node together
+    memory_shared: bool = False  # whether the ranks of a node have it of one whole: fewer have more each
     flops: float = 120e12  # a second that the passes of T5 reach, recomputation counted
     launch: float = 0.0005  # seconds that a block costs a pass at least: a GPU's host has to start some 100 kernels
     inside: Speed = Speed(100 * GB, 10e-6)  # between the ranks of a node
@@ -48,7 +49,9 @@ class Cluster:
 
     def of_ranks(self, ranks: int) -> "Cluster":
         """As many ranks on as few such nodes as hold them."""
-        return replace(self, gpus=min(ranks, self.gpus), nodes=-(-ranks // self.gpus))
+        gpus = min(ranks, self.gpus)
+        memory = self.memory * self.gpus / gpus if self.memory_shared else self.memory
+        return replace(self, gpus=gpus, nodes=-(-ranks // self.gpus), memory=memory)
 
     def given(
         self,
@@ -63,7 +66,7 @@ class Cluster:
         """The same with what a person knows: GB of memory, TFLOP/s of a rank, GB/s of the links."""
         known = {"memory": memory and memory * GB, "flops": tflops and tflops * 1e12}
         if self.on_cpu and not memory:
-            known["memory"] = self.memory / gpus  # a profile has measured the machine's
+            known |= {"memory": self.memory / gpus, "memory_shared": True}  # a profile has measured the machine's
         for name, rate in (("inside", inside), ("between", between)):
             known[name] = rate and replace(getattr(self, name), bytes_per_second=rate * GB)
         return replace(self, gpus=gpus, nodes=nodes, **{name: value for name, value in known.items() if value})

@@ -42,6 +42,11 @@ class Job:
         """The cells of some steps."""
         return [self._cells_of(step) for step in range(1, _SAMPLES + 1)]
 
+    def steps_in(self, blocks: int) -> list[list[list[Cell]]]:
+        """Those of each of so many blocks of particles."""
+        size = self.recipe.source.particles // blocks
+        return [[[c for c in cells if c.prompt // size == block] for block in range(blocks)] for cells in self.steps]
+
     def _cells_of(self, step: int) -> list[Cell]:
         source, length = self.recipe.source, self.recipe.prompt.length
         drawn = [source_rows(self.recipe, self.tasks, step, p) for p in range(source.draws)]

@@ -12,7 +12,7 @@ from bmtpt_ds.experiments.planning.predict import Prediction, predict
 from bmtpt_ds.experiments.planning.report import plot, text
 from bmtpt_ds.files import check_files, write_atomically
 from bmtpt_ds.model.shapes import architecture_by_name
-from bmtpt_ds.stage_inputs import check_measured_method, source_tasks
+from bmtpt_ds.stage_inputs import check_measured_method, particle_ranks, source_tasks
 
 SIZES = tuple(2**power for power in range(13))  # ranks
 
@@ -53,11 +53,10 @@ def run_plan(
 
 
 def make_plan(job: Job, cluster: Cluster) -> Plan:
-    """Compares layouts and sizes."""
+    """Compares layouts and sizes, those that the recipe's blocks of particles can be dealt to."""
     layouts = [predict(job, cluster, layout) for layout in candidates(cluster)]
-    growth = []
-    for ranks in SIZES:
-        smaller = cluster.of_ranks(ranks)
+    blocks, growth = particle_ranks(job.recipe.source, cluster.ranks), []
+    for smaller in [sized for sized in map(cluster.of_ranks, SIZES) if sized.ranks % blocks == 0]:
         best = fastest([predict(job, smaller, layout) for layout in candidates(smaller)])
         if best is not None:
             growth.append(best)

@@ -1,6 +1,6 @@
 """What a step of the source stage takes of a cluster's memory and time.
 
-The step is dealt to the ranks as a run deals it (`data.plan`), in micro-batches as large as a run makes them
+The step is dealt to the ranks as a run deals it (`data.plan`, `parallel.Grid`), in micro-batches as large as a run makes them
 (`memory`). Under ZeRO-3 all ranks make the same passes, so a pass takes what the slowest rank needs. A pass gathers
 every block twice, there and back, and embedding and head once; the last blocks are still there on the way back.
 
@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from bmtpt_ds.config import deepspeed_json
-from bmtpt_ds.data.plan import MicroBatch, Plan, plan_micro_batches
+from bmtpt_ds.data.plan import MicroBatch, Plan, plan_blocks
 from bmtpt_ds.experiments.planning.cluster import Cluster
 from bmtpt_ds.experiments.planning.job import FLOAT32, Job
 from bmtpt_ds.experiments.planning.memory import Memory, offloads, room, with_activations
@@ -22,6 +22,7 @@ from bmtpt_ds.experiments.wire import all_gather_seconds, all_reduce_seconds, br
 from bmtpt_ds.model.flops import row_flops
 from bmtpt_ds.model.memory import live_blocks
 from bmtpt_ds.model_folder import Architecture
+from bmtpt_ds.stage_inputs import particle_ranks
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,17 @@ def predict(job: Job, cluster: Cluster, layout: str) -> Prediction:
     """A step on all ranks of a cluster, laid out as the DeepSpeed JSON of that name or path says.
 
     Raises:
-        UserError: a JSON that the recipe or the cluster does not go with.
+        UserError: a JSON, or blocks of particles, that the recipe or the cluster does not go with.
     """
     zero = _zero(job, cluster, layout)
     held, tokens, recomputed = room(job, cluster, zero)
-    plans = [plan_micro_batches(cells, cluster.ranks, tokens) for cells in job.steps]
+    blocks = particle_ranks(job.recipe.source, cluster.ranks)
+    plans = [sum(plan_blocks(step, cluster.ranks // blocks, tokens), []) for step in job.steps_in(blocks)]
     gathering = _gather_seconds(job, cluster, zero)
     times = [_passes(job, cluster, plan, gathering, recomputed=recomputed) for plan in plans]
     compute, together = (fmean(part) for part in zip(*times, strict=True))
     passes = fmean(len(plan[0]) for plan in plans)
-    traffic, svgd = _traffic_seconds(job, cluster), job.numbers * cluster.svgd
+    traffic, svgd = _traffic_seconds(job, cluster, blocks), job.numbers * cluster.svgd
     return Prediction(
         layout=layout,
         ranks=cluster.ranks,
@@ -85,11 +87,13 @@ def _zero(job: Job, cluster: Cluster, layout: str) -> Mapping[str, Any]:
     return resolved["zero_optimization"]
 
 
-def _traffic_seconds(job: Job, cluster: Cluster) -> float:
-    """Gradients over all ranks, rank 0's particles to all."""
-    link, size = cluster.link, job.numbers * FLOAT32
-    summed = all_reduce_seconds(size, cluster.ranks, link.bytes_per_second, link.latency)
-    return summed + broadcast_seconds(size, cluster.ranks, link.bytes_per_second, link.latency)
+def _traffic_seconds(job: Job, cluster: Cluster, blocks: int) -> float:
+    """Gradients over the ranks of a block, then over the blocks; rank 0's particles to all."""
+    link, size, ranks = cluster.link, job.numbers * FLOAT32, cluster.ranks // blocks
+    within = cluster.inside if cluster.gpus % ranks == 0 else link  # a block's ranks are neighbours
+    seconds = all_reduce_seconds(size / blocks, ranks, within.bytes_per_second, within.latency)
+    seconds += all_gather_seconds(size, blocks, link.bytes_per_second, link.latency)
+    return seconds + broadcast_seconds(size, cluster.ranks, link.bytes_per_second, link.latency)
 
 
 def gathered_in_a_pass(architecture: Architecture, value_bytes: int, zero: Mapping[str, Any]) -> tuple[int, int]:

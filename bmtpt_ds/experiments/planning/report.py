@@ -8,6 +8,7 @@ from bmtpt_ds.experiments.planning.cluster import GB, Cluster
 from bmtpt_ds.experiments.planning.job import Job
 from bmtpt_ds.experiments.planning.predict import Prediction
 from bmtpt_ds.readable import duration, short_time
+from bmtpt_ds.stage_inputs import particle_ranks
 
 
 def text(
@@ -28,13 +29,15 @@ def text(
 def _about(job: Job, cluster: Cluster) -> str:
     recipe, source, kind = job.recipe, job.recipe.source, "CPU rank" if cluster.on_cpu else "GPU"
     rows = source.kappa * source.rows_per_task
+    blocks = particle_ranks(source, cluster.ranks)
+    grid = f" in {blocks} blocks on ranks of their own" if blocks > 1 else ""
     nodes = f"{cluster.nodes} nodes of " if cluster.nodes > 1 else ""
     speeds = f"{cluster.inside.bytes_per_second / GB:.3g} GB/s between them"
     if cluster.nodes > 1:
         speeds += f", {cluster.between.bytes_per_second / GB:.3g} GB/s between nodes"
     return (
         f"{recipe.model.name_or_path}: {job.architecture.parameters:,} parameters, {recipe.model.dtype}\n"
-        f"{source.particles} particles of {recipe.prompt.length} x {job.architecture.hidden_size}, "
+        f"{source.particles} particles of {recipe.prompt.length} x {job.architecture.hidden_size}{grid}, "
         f"{rows} rows a step, {job.cells} cells (rows times particles)\n"
         f"{nodes}{cluster.gpus} {kind}{'s' * (cluster.gpus > 1)} of {cluster.memory / GB:.3g} GB, "
         f"{cluster.flops / 1e12:.3g} TFLOP/s each in T5's passes, {speeds}"

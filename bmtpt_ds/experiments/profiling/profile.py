@@ -15,11 +15,12 @@ from bmtpt_ds.experiments.profiling.report import plot, table
 from bmtpt_ds.experiments.profiling.stages import Asked, smallest_pass, source_stage, target_stage
 from bmtpt_ds.files import check_files, write_atomically
 from bmtpt_ds.model.shapes import shape
-from bmtpt_ds.parallel import Ranks, particle_ranks
+from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.parallel.measure import measure_device, measure_link
 from bmtpt_ds.quiet import say
 from bmtpt_ds.session import at_work, start, versions
 from bmtpt_ds.source import Posterior
+from bmtpt_ds.stage_inputs import particle_ranks
 
 
 def run_profile(
@@ -46,7 +47,7 @@ def run_profile(
     tasks_to_profile(recipe, asked.stages)
     check_files({"--json": json_file, "--plot": plot_file, "--trace": asked.trace})
     ds, ranks = start(recipe, json_name)
-    particle_ranks(recipe.source.particle_ranks, recipe.source.particles, ranks.world)  # refuses an impossible grid
+    particle_ranks(recipe.source, ranks.world)  # refuses an impossible grid
     found = []
     with at_work(ranks) as stop:
         for name in shapes or [recipe.model.name_or_path]:

@@ -21,11 +21,12 @@ from bmtpt_ds.experiments.profiling.bench import Bench
 from bmtpt_ds.experiments.wire import particle_traffic
 from bmtpt_ds.losses import GradientPass, Prompts
 from bmtpt_ds.model.flops import Flops, row_flops
-from bmtpt_ds.parallel import Grid, Ranks, particle_ranks
+from bmtpt_ds.parallel import Grid, Ranks
 from bmtpt_ds.parallel.measure import gathered_weights, peak_memory, reset_peak_memory, wait_for
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.source import Posterior, SourceSteps, draw_rows, svgd_backend
+from bmtpt_ds.stage_inputs import particle_ranks
 from bmtpt_ds.target import Prior, TargetSteps
 from bmtpt_ds.target import draw_rows as draw_target_rows
 
@@ -48,7 +49,7 @@ def source_stage(bench: Bench, posterior: Posterior, peak: float, asked: Asked) 
     """
     session, recipe, tasks = bench.session, bench.session.recipe, bench.sources
     source = recipe.source.model_copy(update={"steps": max(recipe.source.steps, asked.warmup + asked.steps + 3)})
-    grid = Grid(session.ranks, particle_ranks(source.particle_ranks, source.particles, session.ranks.world))
+    grid = Grid(session.ranks, particle_ranks(source, session.ranks.world))
     phases, (count, length, _) = Phases(session.ranks.device), posterior.particles.shape
     gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
     backend = svgd_backend(source, posterior.particles)
