@@ -247,20 +247,24 @@ class GradientPass:
 
     def _add_own_share(self, flat: torch.Tensor, through: Through, block: range, work: StepWork, step: int) -> None:
         """Fills `flat` with this rank's part; begins again with half the tokens when memory runs out."""
-        ranks = self._model.ranks
+        ranks, forgot = self._model.ranks, False
         while True:
             try:
                 if self._model.backbone.config.dropout_rate:
                     torch.manual_seed(int(stream("dropout", self._seed, step, ranks.rank).randint(2**31)))
                 flat.zero_()
+                for leaf in through.leaves:
+                    leaf.grad = None  # a weight's, of a backward pass that broke off
                 for own in self._that_fit(work, len(block)):
                     self._add_pass(flat, through, block, own)
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if not self._packed.forget():
-                    self._halve(work.longest)
+                had_graphs = self._packed.forget()
+                forgot = had_graphs and not forgot  # a second time their memory was not what was wanting
+                if not forgot:
+                    self._halve(work, len(block))
             if ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -273,13 +277,13 @@ class GradientPass:
             (batches,) = plan_micro_batches(own.cells, 1, self.max_tokens)
             yield from (host_pass(batch, work.rows, prompts, self._pad_id, own.packing) for batch in batches)
 
-    def _halve(self, longest: int) -> None:
-        half = self.max_tokens // 2
-        if half < longest:
+    def _halve(self, work: StepWork, prompts: int) -> None:
+        if all(len(own.cells) == 1 for own in self._that_fit(work, prompts)):
             raise UserError(
-                f"out of memory with micro-batches of one row ({longest} tokens): shorten model.max_source_length, "
-                "set model.activation_checkpointing=true, or shard over more devices"
+                f"out of memory with micro-batches of one row (of up to {work.longest} tokens): shorten "
+                "model.max_source_length, set model.activation_checkpointing=true, or shard over more devices"
             )
+        half = self.max_tokens // 2
         if self._model.synced:
             # The others wait inside this rank's pass; only a new start gets all ranks in step again.
             raise UserError(
@@ -289,7 +293,8 @@ class GradientPass:
         self.max_tokens = half
 
     def _add_pass(self, flat: torch.Tensor, through: Through, block: range, own: HostPass) -> None:
-        self._by_table = own.packing is not None and isinstance(through, Prompts)
+        # tables know the plain loss alone: a class above Prompts has one of its own
+        self._by_table = own.packing is not None and type(through) is Prompts
         if self._by_table:
             self._add_packed(flat, through.prompts[block.start : block.stop], own)
             return

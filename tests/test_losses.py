@@ -8,10 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bmtpt_ds.data.tokens import Batch, TokenRow, collate
+from bmtpt_ds.data.work import StepRows
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.losses import Flags, GradientPass, LateFlags
+from bmtpt_ds.methods.fine_tuning import free_weights
+from bmtpt_ds.methods.weights import TunedWeights
 from bmtpt_ds.model.backbone import checkpoint_activations
+from bmtpt_ds.model.packed_pass import PackedPasses
 from bmtpt_ds.phases import Phases
+from bmtpt_ds.stopping import StopSignal
 from tests.one_step import gradient_of_rows
 
 CPU = torch.device("cpu")
@@ -83,6 +88,48 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(loaded) ->
     refused = short.refused
     gradient_of_rows(gradient_pass, prompts, ROWS, 2)
     assert short.refused == refused  # learned once
+
+
+def test_rows_that_fit_alone_are_read_alone(loaded) -> None:
+    """Though half of the tokens are fewer than the longest row has."""
+    prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    short = ShortMemory(loaded.backbone, rows=1)
+    found = gradient_of_rows(GradientPass(replace(loaded, backbone=short), 0, 28, 0, Phases(CPU)), prompts, ROWS)
+    torch.testing.assert_close(found.gradient, by_definition(loaded, prompts)[0], rtol=1e-4, atol=1e-6)
+    assert short.refused == 1
+
+
+def test_giving_graphs_back_is_tried_once(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are captured anew and memory runs out again, it is for the rows."""
+    prompts = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(PackedPasses, "forget", lambda _: True)
+    short = ShortMemory(loaded.backbone, rows=2)
+    gradient_pass = GradientPass(replace(loaded, backbone=short), 0, 400, 0, Phases(CPU))
+    found = gradient_of_rows(gradient_pass, prompts, ROWS)
+    torch.testing.assert_close(found.gradient, by_definition(loaded, prompts)[0], rtol=1e-4, atol=1e-6)
+    assert short.refused > 0
+    assert gradient_pass.max_tokens == 400 // 2 ** (short.refused // 2)  # twice of each size
+
+
+def test_a_backward_pass_that_broke_off_leaves_nothing_in_the_weights(loaded) -> None:
+    model = replace(loaded, backbone=copy.deepcopy(loaded.backbone))
+    places = free_weights(model.backbone)
+    values = {name: place.detach().clone()[None] for name, place in places.items()}
+    through = TunedWeights(places, values, 1, 32, 0.1).through()
+    gradient_pass, first = GradientPass(model, 0, 400, 0, Phases(CPU)), model.backbone.encoder.block[0]
+    work, failures = gradient_pass.prepare(StepRows.evenly(ROWS), 1, 0), [1]
+    right = gradient_pass(through, work, 1, StopSignal())
+
+    def short_of_memory(_: torch.Tensor) -> None:
+        if failures:
+            failures.pop()
+            raise torch.OutOfMemoryError
+
+    first.layer[0].SelfAttention.q.weight.register_hook(short_of_memory)
+    found = gradient_pass(through, work, 2, StopSignal())
+    assert not failures
+    for one, other in zip(found.gradients, right.gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_out_of_memory_with_a_single_row_says_what_helps(loaded) -> None:
@@ -177,13 +224,16 @@ def test_a_rank_that_runs_out_of_memory_leaves_the_others_shares_alone(loaded, s
 class OneOfTwo:
     """The place of a rank in a job of two, which adds nothing up."""
 
-    data_ranks = 2
+    data_ranks, particle_rank = 2, 0
 
     def __init__(self, data_rank: int):
         self.data_rank = data_rank
 
     def block(self, prompts: int) -> range:
         return range(prompts)
+
+    def blocks(self, prompts: int) -> list[range]:
+        return [range(prompts)]
 
     def combine(self, own: torch.Tensor) -> torch.Tensor:
         return own[None]

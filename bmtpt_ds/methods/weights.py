@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from bmtpt_ds.adaptation.tuned import Tuned
 from bmtpt_ds.checkpoint import Stored
+from bmtpt_ds.config.methods import WeightsConfig
 from bmtpt_ds.data.tokens import Batch
 from bmtpt_ds.losses import Through
 from bmtpt_ds.methods.job import AdaptJob, Begun, without_prior
@@ -106,9 +107,11 @@ def tuning(tune: Tune) -> tuple[Callable[[AdaptJob], Begun], Callable[[Stored, S
         return without_prior(TunedWeights(places, values, job.tasks, session.model.hidden_size, lr))
 
     def reader(stored: Stored, session: Session) -> Callable[[str], torch.Tensor]:
-        places = _ready(tune, session)
+        # a rank, a reduction or alpha of now would not be those that the run's weights were trained with
+        weights = WeightsConfig(**stored.state["recipe"]["weights"])
+        places = _ready(tune, replace(session, recipe=session.recipe.model_copy(update={"weights": weights})))
         values = {name: stored.tensors[name].to(place.device)[None] for name, place in places.items()}
-        tuned = TunedWeights(places, values, 1, session.model.hidden_size, session.recipe.weights.lr)
+        tuned = TunedWeights(places, values, 1, session.model.hidden_size, weights.lr)
         return lambda task: tuned.answering(0, 0)
 
     return begin, reader

@@ -75,7 +75,8 @@ def test_results_say_what_was_trained_and_read(made: Runs, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluate_and_predict_answer_as_the_run_did(made: Runs, tmp_path: Path, method: str, capsys) -> None:
     run, out, told = made.adapted(method), tmp_path / "scores.json", tmp_path / "answers.jsonl"
-    assert main(["evaluate", "--prompt", str(run), "--json", str(out), "--predictions", str(told)]) == 0
+    sizes = ["--set", "weights.rank=2", "--set", "weights.reduction=4"]  # the run's own count
+    assert main(["evaluate", "--prompt", str(run), "--json", str(out), "--predictions", str(told), *sizes]) == 0
     assert json.loads(out.read_text()) == results(run)
     assert {line["prediction"] for line in map(json.loads, told.read_text().splitlines())}
 

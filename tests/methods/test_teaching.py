@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from bmtpt_ds.adaptation.tuned import TunedPrompt
-from bmtpt_ds.config import Recipe
+from bmtpt_ds.config import ModelConfig, Recipe, deepspeed_json
 from bmtpt_ds.data.tokens import IGNORE, Batch, TokenRow, collate
 from bmtpt_ds.data.work import StepRows
-from bmtpt_ds.losses import GradientPass, Prompts
+from bmtpt_ds.losses import GradientPass, Prompts, StepGradient
 from bmtpt_ds.methods import mpt
 from bmtpt_ds.methods.job import SourceJob
 from bmtpt_ds.methods.mpt import Taught, TaughtPrompt, distillation
+from bmtpt_ds.model import frozen
 from bmtpt_ds.model.backbone import States, checkpoint_activations
+from bmtpt_ds.parallel import Ranks, load_backbone
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.session import Session
 from bmtpt_ds.stopping import StopSignal
 from bmtpt_ds.tasks import TASKS
+from tests import toy
 from tests.methods.prompts import CPU, ROWS, apart, drawn, in_float64, plain_loss, taught_loss
 from tests.model.test_backbone import load
 
@@ -101,10 +104,13 @@ class Half:
     data_ranks, data_rank = 1, 0
 
     def __init__(self, number: int):
-        self.number = number
+        self.particle_rank = number
 
     def block(self, count: int) -> range:
-        return range(count // 2 * self.number, count // 2 * (self.number + 1))
+        return self.blocks(count)[self.particle_rank]
+
+    def blocks(self, count: int) -> list[range]:
+        return [range(count // 2), range(count // 2, count)]
 
     def combine(self, own: torch.Tensor) -> torch.Tensor:
         return torch.stack([own, own])
@@ -123,6 +129,26 @@ def test_a_block_of_prompts_keeps_its_teachers(loaded, number: int) -> None:
     torch.testing.assert_close(half.losses, whole.losses[block].repeat(2))
     plain = passes[0](Prompts(students), passes[0].prepare(StepRows.evenly(rows), 4, 5), 1, StopSignal())
     assert (whole.losses - plain.losses).min() > 1e-3  # the teachers say something
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
+def test_a_model_whose_passes_read_tables_hears_the_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.write_model(
+        tmp_path, own_head=False, vocab_size=96, d_model=16, d_kv=16, d_ff=32, num_layers=1, num_heads=1
+    )
+    model = load_backbone(Ranks(timeout=60), ModelConfig(name_or_path=str(tmp_path)), deepspeed_json.load("resident"))
+    students, teachers = drawn(2, 10, 16, seed=1), drawn(2, 10, 16, seed=2)
+    rows = StepRows.evenly([TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1])])
+
+    def found() -> StepGradient:
+        gradient_pass = GradientPass(model, 0, 10**6, 0, Phases(CPU))
+        return gradient_pass(Taught(students, teachers, 0.9), gradient_pass.prepare(rows, 2, 10), 1, StopSignal())
+
+    padded = found()
+    monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
+    by_table = found()
+    torch.testing.assert_close(by_table.gradient, padded.gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(by_table.losses, padded.losses)
 
 
 @pytest.mark.parametrize("deepspeeds", [False, True])
