@@ -89,11 +89,15 @@ class Checkpoints:
         self.folder, self._keep = folder, keep
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of `step`, then drops those that are over."""
+        """Writes the checkpoint of `step`, then drops those that are over, and those of later steps: a run that has
+        come to `step` without them has found them damaged."""
         with written(self.folder, GO_ON):
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.folder / f"{_PREFIX}{step:08d}{_SUFFIX}", tensors, {**state, "step": step})
-        for path in self._paths()[: -self._keep]:
+        own = self.folder / f"{_PREFIX}{step:08d}{_SUFFIX}"
+        write_tensors(own, tensors, {**state, "step": step})
+        paths = self._paths()
+        until = paths.index(own) + 1
+        for path in [*paths[: max(0, until - self._keep)], *paths[until:]]:
             path.unlink(missing_ok=True)
 
     def load_latest(self) -> tuple[Stored | None, list[str]]:

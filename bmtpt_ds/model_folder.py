@@ -123,7 +123,8 @@ def architecture_of(values: Mapping[str, Any], file: str) -> Architecture:
         decoder_blocks=sizes["num_decoder_layers"],
         vocab_size=sizes["vocab_size"],
         position_buckets=sizes["relative_attention_num_buckets"],
-        own_head=not values.get("tie_word_embeddings", True),
+        # transformers 5 writes a T5 with a head of its own as tied, but with logits that are not scaled as a tied one's
+        own_head=not values.get("tie_word_embeddings", True) or values.get("scale_decoder_outputs") is False,
     )
 
 

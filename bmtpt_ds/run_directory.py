@@ -15,11 +15,12 @@ from bmtpt_ds.config.yaml_text import parse_yaml
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.files import TEMPORARY, check_writable, write_atomically
 from bmtpt_ds.quiet import print_line
-from bmtpt_ds.run_files import CONFIG, FREE, METRICS, PARTICLES, PARTS, PROMPT, RESULTS, RUNS, read_config
+from bmtpt_ds.run_files import CONFIG, FREE, METRICS, PARTICLES, PARTS, PROMPT, RESULTS, RUNS, ZERO_SHOT, read_config
 
 # all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
 _OWN = (
     RESULTS,
+    ZERO_SHOT,
     METRICS,
     PARTICLES,
     PROMPT,

@@ -30,11 +30,6 @@ def is_log_step(step: int, log_every: int, steps: int) -> bool:
     return step == 1 or step % log_every == 0 or step == steps
 
 
-def steps_since_line(step: int, log_every: int) -> int:
-    """Steps that the line of `step` stands for: those since the line before it, itself included."""
-    return 1 if step == 1 else step - max((step - 1) // log_every * log_every, 1)
-
-
 class _MetricsFile:
     """A run's metrics.jsonl."""
 

@@ -30,6 +30,7 @@ class RowShape(NamedTuple):
 
     source: int  # of the encoder, prompt included
     target: int
+    taught: bool = False  # whether a teacher reads it too
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Session:
     encoder: RowEncoder
     stop: StopSignal
     activations: str = ""  # whether a step keeps or recomputes them, for a person; "" where no step is made
+    taught: bool = False  # whether a teacher reads the rows of a step too, as in MPT's source stage
 
     @property
     def ranks(self) -> Ranks:
@@ -50,7 +52,8 @@ class Session:
         """The longest row that these tasks can have."""
         tasks = list(tasks)
         source = max(map(self.encoder.max_source_length, tasks))
-        return RowShape(self.recipe.prompt_length + source, max(map(self.encoder.max_target_length, tasks)))
+        target = max(map(self.encoder.max_target_length, tasks))
+        return RowShape(self.recipe.prompt_length + source, target, self.taught)
 
     def initial_prompts(self, count: int) -> torch.Tensor:
         """`count` prompts [count, L, H] as the recipe begins them; all ranks must ask together."""
@@ -133,7 +136,14 @@ def _check_token_ids(prepared: Prepared, recipe: Recipe, tasks: Sequence[Task], 
 
 
 def open_session(
-    recipe: Recipe, ranks: Ranks, ds: dict, cells_per_step: int, stop: StopSignal, trained_on: Sequence[Task] = ()
+    recipe: Recipe,
+    ranks: Ranks,
+    ds: dict,
+    cells_per_step: int,
+    stop: StopSignal,
+    trained_on: Sequence[Task] = (),
+    *,
+    taught: bool = False,
 ) -> Session:
     """Loads backbone and tokenizer.
 
@@ -141,6 +151,7 @@ def open_session(
         ds: the checked DeepSpeed JSON.
         cells_per_step: rows times prompts of a step over all ranks.
         trained_on: the tasks whose rows have a backward pass.
+        taught: whether a teacher reads these rows too.
 
     Raises:
         UserError: a model or a tokenizer that cannot be used.
@@ -148,7 +159,7 @@ def open_session(
     model = load_backbone(ranks, recipe.model, ds, cells_per_step)
     tokenizer = ranks.together(lambda: load_tokenizer(model.folder))
     encoder = RowEncoder(tokenizer, recipe.model, recipe.data)
-    session = Session(recipe, model, encoder, stop)
+    session = Session(recipe, model, encoder, stop, taught=taught)
     if not trained_on:
         return session
     settled = settle_activations(recipe.model, model, cells_per_step, session.longest(trained_on), recipe.run)
@@ -162,8 +173,8 @@ def settle_activations(
     if asked.activation_checkpointing != "auto" or model.backbone.checkpoints_activations:
         who = "DeepSpeed JSON" if asked.activation_checkpointing == "auto" else "recipe"
         return f"activations {'recomputed' if model.backbone.checkpoints_activations else 'kept'}, as the {who} says"
-    length, target = longest
-    return str(model.choose_checkpointing(cells_per_step, length, run.max_tokens_per_micro_batch, target))
+    length, *rest = longest
+    return str(model.choose_checkpointing(cells_per_step, length, run.max_tokens_per_micro_batch, *rest))
 
 
 def _computes_bfloat16() -> bool:

@@ -25,7 +25,7 @@ from bmtpt_ds.losses import GradientPass, LateFlags, Prompts, StepGradient
 from bmtpt_ds.parallel import Grid, Ranks, Sharded
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.results import beside_majority
-from bmtpt_ds.runlog import RunLog, is_log_step, steps_since_line
+from bmtpt_ds.runlog import RunLog, is_log_step
 from bmtpt_ds.schedule import learning_rate_factor
 from bmtpt_ds.session import Session
 from bmtpt_ds.stage_inputs import particle_ranks
@@ -40,6 +40,7 @@ class Posterior:
     particles: torch.Tensor  # [M, L, H] float32, bit for bit the same on all ranks
     state: dict[str, torch.Tensor]  # of the optimizer; rank 0's counts
     losses: torch.Tensor  # [M], summed since the last line of the log
+    summed: int = 0  # steps whose losses these are
     step: int = 0  # steps done
     validated: int = 0  # the last step whose validation is in the log
     skipped_in_a_row: int = 0
@@ -58,13 +59,15 @@ class Posterior:
         return {"particles": self.particles, "losses": self.losses, **moments}
 
     def counters(self) -> dict[str, int]:
-        return {"validated": self.validated, "skipped_in_a_row": self.skipped_in_a_row}
+        return {"summed": self.summed, "validated": self.validated, "skipped_in_a_row": self.skipped_in_a_row}
 
     def restore(self, tensors: dict[str, torch.Tensor], saved: dict) -> None:
         """Takes over what `tensors` and `counters` gave, in place."""
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
-        self.step = saved["step"]
+        self.step, self.summed = saved["step"], saved.get("summed", 0)
+        if not self.summed:  # an older checkpoint does not say of how many steps they are
+            self.losses.zero_()
         self.validated, self.skipped_in_a_row = saved["validated"], saved["skipped_in_a_row"]
 
 
@@ -124,8 +127,9 @@ def learn_posterior(
             if _due(run.check_replicas, step) and not ranks.same_everywhere(posterior.particles):
                 raise RuntimeError(f"step {step}: the ranks' particles differ")
             if logged:
-                log.line(metrics_of(source, run.log_every, posterior, gradient, diagnostics, phases))
+                log.line(metrics_of(source, posterior, gradient, diagnostics, phases))
                 posterior.losses.zero_()
+                posterior.summed = 0
             log.advance(step)
             if saved or stop:  # all ranks go on when it is there: a launcher ends them all as soon as one has left
                 state = about | posterior.counters()
@@ -227,6 +231,7 @@ def svgd_step(
     with phases("broadcast"):
         ranks.broadcast_(posterior.particles)
     posterior.losses += gradient.losses
+    posterior.summed += 1
     return diagnostics
 
 
@@ -238,7 +243,6 @@ def learning_rate(source: SourceConfig, step: int) -> float:
 
 def metrics_of(
     source: SourceConfig,
-    log_every: int,
     posterior: Posterior,
     gradient: StepGradient,
     diagnostics: Diagnostics | None,
@@ -248,7 +252,7 @@ def metrics_of(
     if diagnostics is None:
         return {}
     step = posterior.step
-    losses = posterior.losses / steps_since_line(step, log_every)
+    losses = posterior.losses / posterior.summed
     values = dict(zip(diagnostics._fields, torch.stack([d.double() for d in diagnostics]).tolist(), strict=True))
     return {
         "step": step,

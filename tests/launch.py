@@ -61,10 +61,10 @@ def deepspeed(ranks: int, *what: object) -> list[str]:
     return [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), *map(str, what)]
 
 
-def forked(ranks: int, *what: object) -> list[str]:
+def forked(ranks: int, *what: object, port: int | None = None) -> list[str]:
     """As `deepspeed` (`-m` for `--module`) or, with 0 ranks, as python, without the seconds that importing takes: for a
-    test that is not about how a job starts."""
-    return [sys.executable, str(FORKED), "run", str(_server()), str(ranks), str(free_port()), *map(str, what)]
+    test that is not about how a job starts. The ranks meet at `port`, default: a free one."""
+    return [sys.executable, str(FORKED), "run", str(_server()), str(ranks), str(port or free_port()), *map(str, what)]
 
 
 @cache

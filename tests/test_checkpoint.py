@@ -19,6 +19,20 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(stored.tensors[n], t) and stored.tensors[n].dtype == t.dtype for n, t in TENSORS.items())
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_of_later_steps_go_before_sound_ones(tmp_path: Path, keep: int) -> None:
+    """A run that goes on behind them has given them up; killed again, it finds what it has written since."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20):
+        checkpoints.save(step, {"x": torch.tensor([float(step)])}, {})
+    (tmp_path / "step-00000020.safetensors").write_bytes(b"")
+    assert checkpoints.load_latest()[0].state["step"] == 10
+    checkpoints = Checkpoints(tmp_path, keep)
+    checkpoints.save(15, {"x": torch.tensor([15.0])}, {})
+    assert checkpoints.load_latest()[0].state["step"] == 15
+    assert len(list(tmp_path.iterdir())) == keep
+
+
 def test_every_flipped_byte_and_every_truncation_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, TENSORS, {"step": 7})

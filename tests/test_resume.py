@@ -193,6 +193,8 @@ def cases(stages, tmp_path_factory) -> dict[str, Case]:
     killed = folder / "killed"
     assert _kill_when(lambda: len(_checkpoints(killed)) >= 2, launch.plain(*stage.command(killed)), folder / "log")
 
+    (killed / "zero_shot.json").write_text("{}")  # as `bmtpt scale` leaves it beside a run
+
     def damaged(name: str, which: slice) -> Path:
         """A copy with some checkpoints, which are counted from the oldest, cut short."""
         copy = shutil.copytree(killed, folder / name)
@@ -289,4 +291,5 @@ def test_overwrite_starts_anew(stages, cases) -> None:
     case = cases["overwritten"]
     assert case.status == 0
     assert "source 1/" in case.stderr  # the first step was taken again
+    assert not (case.run_dir / "zero_shot.json").exists()  # scores of what is gone
     _assert_ends_like(stages["source"], case.run_dir)

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 
-from bmtpt_ds.checkpoint import Checkpoints
-from bmtpt_ds.config import Recipe
+from bmtpt_ds.checkpoint import Checkpoints, Stored, read_tensors
+from bmtpt_ds.config import Recipe, RunConfig
 from bmtpt_ds.data.splits import load_task
 from bmtpt_ds.data.tokens import RowEncoder, collate
 from bmtpt_ds.errors import UserError
@@ -33,11 +34,16 @@ def tasks(rows: Path) -> list[TaskSplits]:
     return [TaskSplits(get_task(name), load_task(get_task(name), root=str(rows))) for name in ("sst2", "cola")]
 
 
-def learn(loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[TaskSplits], folder: Path) -> Posterior:
+def learn(
+    loaded, encoder: RowEncoder, recipe: Recipe, tasks: list[TaskSplits], folder: Path, begun: Stored | None = None
+) -> Posterior:
     folder.mkdir(exist_ok=True)
     session = Session(recipe, loaded, encoder, StopSignal())
     posterior = Posterior.start(session.initial_prompts(recipe.source.particles), recipe.source.optimizer)
-    log = RunLog(folder, loaded.ds, ranks=loaded.ranks, start=0, validated=0, steps=recipe.source.steps, title="source")
+    if begun:
+        posterior.restore(begun.tensors, begun.state)
+    steps, start = recipe.source.steps, posterior.step
+    log = RunLog(folder, loaded.ds, ranks=loaded.ranks, start=start, validated=0, steps=steps, title="source")
     learn_posterior(session, tasks, posterior, log, Checkpoints(folder / "checkpoints", 2))
     return posterior
 
@@ -74,6 +80,27 @@ def test_a_run_by_the_kernels_is_a_run_by_the_reference(loaded, encoder, tasks, 
     for one, two in zip(logged, expected, strict=True):
         for name in ("loss", "bandwidth", "damping", "kernel_mean", "drive_norm", "repulsion_norm", "skipped"):
             assert one[name] == pytest.approx(two[name], rel=1e-3), name
+
+
+def test_a_line_tells_the_mean_of_the_steps_since_the_one_before_whatever_was_asked_for_then(
+    loaded, encoder, tasks, tmp_path: Path
+) -> None:
+    """Begun with a line at step 1 and none until the end, it goes on from step 4 with a line every third step."""
+
+    def losses(folder: Path) -> dict[int, float]:
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line["loss"] for line in lines}
+
+    def recipe(log_every: int) -> Recipe:
+        return recipe_with(steps=8).model_copy(update={"run": RunConfig(log_every=log_every, save_every=4, keep=2)})
+
+    learn(loaded, encoder, recipe(1), tasks, tmp_path / "each")
+    learn(loaded, encoder, recipe(100), tasks, tmp_path / "begun")
+    begun = read_tensors(tmp_path / "begun/checkpoints/step-00000004.safetensors")
+    learn(loaded, encoder, recipe(3), tasks, tmp_path / "begun", begun)
+    each, found = losses(tmp_path / "each"), losses(tmp_path / "begun")
+    means = {1: each[1], 6: fmean(each[step] for step in range(2, 7)), 8: (each[7] + each[8]) / 2}
+    assert found == pytest.approx(means, rel=1e-5)
 
 
 def test_a_backend_that_cannot_run_here_is_refused(monkeypatch) -> None:

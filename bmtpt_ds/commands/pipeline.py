@@ -59,7 +59,8 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         sources = [TaskSplits(*pair) for pair in zip(tasks, splits, strict=True)]
         for task, rows in sources:
             check_source_rows(recipe, task, rows.train)
-        session = open_session(recipe, ranks, ds, rows_of_source_step(recipe), stop, tasks)
+        taught = recipe.method == "mpt" and recipe.mpt.distillation > 0
+        session = open_session(recipe, ranks, ds, rows_of_source_step(recipe), stop, tasks, taught=taught)
         for task in tasks:
             session.encoder.check_answers(task)
         learned = method(recipe.method).learn(SourceJob(session, sources, directory))

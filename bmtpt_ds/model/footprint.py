@@ -19,7 +19,13 @@ def weight_bytes(architecture: Architecture, bytes_per_value: int) -> int:
 
 
 def row_bytes(
-    architecture: Architecture, *, bytes_per_value: int, checkpointing: bool, source_tokens: int, target_tokens: int
+    architecture: Architecture,
+    *,
+    bytes_per_value: int,
+    checkpointing: bool,
+    source_tokens: int,
+    target_tokens: int,
+    taught: bool = False,
 ) -> int:
     """Upper estimate of what a row's forward pass holds until its backward pass, logits included.
 
@@ -28,6 +34,8 @@ def row_bytes(
     Args:
         source_tokens: S of the row.
         target_tokens: T of the row.
+        taught: whether it is compared with what a teacher makes of it (MPT): the teacher's logits and last states, and
+            in float32 what their distance is computed of.
     """
     kept = kept_bytes(
         architecture,
@@ -36,7 +44,12 @@ def row_bytes(
         source_tokens=source_tokens,
         target_tokens=target_tokens,
     )
-    return kept + target_tokens * architecture.vocab_size * (bytes_per_value + _FLOAT32)  # logits, and in float32
+    logits = target_tokens * architecture.vocab_size
+    kept += logits * (bytes_per_value + _FLOAT32)  # also in float32
+    if taught:
+        states = (source_tokens + target_tokens) * architecture.hidden_size
+        kept += logits * (bytes_per_value + 5 * _FLOAT32) + states * (bytes_per_value + 2 * _FLOAT32)
+    return kept
 
 
 def kept_bytes(

@@ -208,7 +208,7 @@ def _join(timeout: timedelta) -> None:
     # it prints that it has compiled, on every rank and each time
     with say_if_longer(what), hush():
         if launched:
-            with _compiling():
+            with _compiling(), _meeting():
                 deepspeed.init_distributed(timeout=timeout, verbose=False)
             # on GPUs there are none, and the ranks may not meet before each has taken its own device
             if get_accelerator().device_name() == "cpu":
@@ -224,6 +224,24 @@ def _join(timeout: timedelta) -> None:
         )
         with _compiling():
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Around where launched ranks meet.
+
+    Raises:
+        UserError: another job meets at the same port of this machine.
+    """
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = (
+            f"port {os.environ.get('MASTER_PORT')} of this machine is in use, as by another job whose ranks meet there"
+        )
+        raise UserError(f"{port}: give another one (deepspeed --master_port N, torchrun --master_port N)") from None
 
 
 def _forget_shared_buffers() -> None:

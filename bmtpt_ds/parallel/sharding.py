@@ -54,26 +54,28 @@ class Sharded:
         with whole(weight):
             return weight.detach()[ids.to(weight.device)].float().to(self.ranks.device)
 
-    def token_budget(self, asked: int | str, length: int, target_tokens: int = FREE_TEXT) -> int:
+    def token_budget(self, asked: int | str, length: int, target_tokens: int = FREE_TEXT, taught: bool = False) -> int:
         """Tokens of a micro-batch: as the recipe says, or what the free memory holds.
 
         Args:
             length: encoder tokens of the longest row, prompt included.
             target_tokens: of the longest target.
+            taught: whether a teacher reads the rows too.
         """
         if asked != "auto":
             return int(asked)
-        of_row = self._row_bytes(length, target_tokens, checkpointing=self.backbone.checkpoints_activations)
+        recomputes = self.backbone.checkpoints_activations
+        of_row = self._row_bytes(length, target_tokens, taught, checkpointing=recomputes)
         return token_budget(self._activation_memory(), of_row, length, target_tokens)
 
     def choose_checkpointing(
-        self, rows: int, length: int, max_tokens: int | str, target_tokens: int = FREE_TEXT
+        self, rows: int, length: int, max_tokens: int | str, target_tokens: int = FREE_TEXT, taught: bool = False
     ) -> Choice:
         """Switches activation checkpointing on if a step of training needs it; all ranks must ask together.
 
         Args:
             rows: times prompts, of a step over all ranks.
-            length, target_tokens: as in `token_budget`.
+            length, target_tokens, taught: as in `token_budget`.
             max_tokens: of a micro-batch, as the recipe says, or `auto`.
         """
         share = Share(
@@ -81,19 +83,20 @@ class Sharded:
             row_tokens=length + target_tokens,
             micro_batch=None if max_tokens == "auto" else int(max_tokens),
         )
-        of_row = self._row_bytes(length, target_tokens, checkpointing=False)
+        of_row = self._row_bytes(length, target_tokens, taught, checkpointing=False)
         choice = choose(share, row_bytes=of_row, memory=self._activation_memory(), gathered=self.synced)
         if choice.recompute:
             checkpoint_activations(self.backbone)
         return choice
 
-    def _row_bytes(self, length: int, target_tokens: int, *, checkpointing: bool) -> int:
+    def _row_bytes(self, length: int, target_tokens: int, taught: bool, *, checkpointing: bool) -> int:
         return row_bytes(
             self.architecture,
             bytes_per_value=self._bytes_per_value,
             checkpointing=checkpointing,
             source_tokens=length,
             target_tokens=target_tokens,
+            taught=taught,
         )
 
     def _activation_memory(self) -> int:

@@ -152,6 +152,8 @@ class ChoiceTarget(LabelTarget):
 
     def problem(self, row: Row) -> str | None:
         labels = row["choices"]["label"]  # choices are looked at as fields
+        if len(labels) > len(self.words):
+            return f"column 'choices' must have at most {len(self.words)} of them, not {len(labels)}"
         if row[self.column] in labels:
             return None
         among = f"one of the row's choices, {', '.join(map(short, labels))}"

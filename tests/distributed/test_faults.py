@@ -5,6 +5,7 @@
 
 import os
 import random
+import socket
 import time
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def goes_on(recipe: Path, run_dir: Path, right: torch.Tensor) -> None:
     said = launch.run(command, run_dir.parent / "log of the end")
     assert "on from step " in said and "damaged" not in said
     assert torch.equal(load_file(run_dir / "particles.safetensors")["particles"], right)
+
+
+def test_a_port_where_another_job_meets_is_one_line(unbroken, tmp_path: Path) -> None:
+    recipe, _ = unbroken
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = launch.forked(1, "-m", "bmtpt_ds", *source(recipe, tmp_path / "run"), port=port)
+        (said,) = launch.lines_of(launch.run(command, tmp_path / "log", status=2))
+    assert said.startswith(f"bmtpt source: port {port} of this machine is in use")
+    assert "deepspeed --master_port N" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rank_that_raises_is_named(unbroken, tmp_path: Path) -> None:

@@ -133,9 +133,7 @@ def test_a_block_of_prompts_keeps_its_teachers(loaded, number: int) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="by Triton's interpreter, on a machine without a GPU")
 def test_a_model_whose_passes_read_tables_hears_the_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy.write_model(
-        tmp_path, own_head=False, vocab_size=96, d_model=16, d_kv=16, d_ff=32, num_layers=1, num_heads=1
-    )
+    toy.write_model(tmp_path, own_head=False, vocab_size=96, d_model=16, d_kv=16, d_ff=32, num_layers=1, num_heads=1)
     model = load_backbone(Ranks(timeout=60), ModelConfig(name_or_path=str(tmp_path)), deepspeed_json.load("resident"))
     students, teachers = drawn(2, 10, 16, seed=1), drawn(2, 10, 16, seed=2)
     rows = StepRows.evenly([TokenRow([5, 6, 7, 1], [40, 1]), TokenRow([8, 1], [41, 1])])

@@ -1,13 +1,17 @@
 """The footprint of an architecture is what autograd saves and what the model's parameters take."""
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import T5Config
 
 from bmtpt_ds.data.tokens import Batch
-from bmtpt_ds.model.backbone import Backbone, build_backbone, checkpoint_activations
+from bmtpt_ds.methods.mpt import Taught
+from bmtpt_ds.model.backbone import Backbone, build_backbone, checkpoint_activations, prepared_config
 from bmtpt_ds.model.footprint import kept_bytes, row_bytes, weight_bytes
 from bmtpt_ds.model.packed import ATTENTION
 from bmtpt_ds.model.shapes import architecture_by_name
@@ -93,6 +97,45 @@ def test_what_autograd_saves_with_checkpointing(sizes: dict, dtype: torch.dtype,
     bias = ROWS * config.num_heads * (PROMPT + SOURCE) * (-(-(PROMPT + SOURCE) // 16) * 16) * dtype.itemsize
     right = saved_bytes(whole) + max(blocks) + bias
     assert estimate(config, tmp_path, dtype, checkpointing=True) == pytest.approx(right, rel=0.15)
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that operations inside have made and that are still there."""
+
+    def __init__(self):
+        super().__init__()
+        self._bytes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._bytes:
+                storage = tensor.untyped_storage()
+                self._bytes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._bytes.pop, storage._cdata)
+        self.most = max(self.most, sum(self._bytes.values()))
+        return made
+
+
+@pytest.mark.parametrize("target", [8, 32, 128])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_rows_with_a_teacher_hold(target: int, checkpointing: bool, tmp_path: Path) -> None:
+    """At the fullest moment of a step of MPT, a quarter of T5-small in each direction."""
+    sizes = {"d_model": 128, "d_kv": 16, "num_heads": 8, "d_ff": 512, "num_layers": 6, "vocab_size": 8032}
+    config = prepared_config(T5Config(decoder_start_token_id=0, **sizes), 0.0)
+    backbone = build_backbone(config, dtype=torch.float32, own_head=False)
+    if checkpointing:
+        checkpoint_activations(backbone)
+    backbone.train(backbone.train_while_tuning)
+    batch = Batch(torch.ones(2, 256, dtype=torch.long), None, torch.ones(2, target, dtype=torch.long))
+    students = torch.randn(2, 100, 128, requires_grad=True)
+    through, alive = Taught(students, torch.randn(2, 100, 128), 0.9), Alive()
+    with alive:
+        through.row_losses(backbone, [students], [0, 1], [batch]).sum().backward()
+    row = {"bytes_per_value": 4, "source_tokens": 100 + 256, "target_tokens": target, "checkpointing": checkpointing}
+    counted = 2 * row_bytes(architecture_of(config, tmp_path), taught=True, **row)
+    assert 0.7 < alive.most / counted < 1.4
 
 
 def test_source_stage_of_t5_3b_stays_under_24_gigabytes() -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5ForConditionalGeneration
 
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.model.weights import HEAD, SHARED, CheckpointReader, WeightsIdentity, fingerprint
+from bmtpt_ds.model_folder import read_architecture
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -55,6 +57,14 @@ def test_bin_and_safetensors_read_alike(untied_model: Path, tmp_path: Path, shar
     expected = load_file(untied_model / "model.safetensors")
     for name, tensor in expected.items():
         assert torch.equal(reader.read(name), tensor)
+
+
+def test_a_head_of_its_own_is_counted_as_transformers_writes_it(untied_model: Path, tmp_path: Path) -> None:
+    """Loaded and saved by transformers 5, config.json says that it is tied."""
+    T5ForConditionalGeneration.from_pretrained(untied_model).save_pretrained(tmp_path)
+    for folder in (untied_model, tmp_path):
+        assert CheckpointReader(folder).has_own_head()
+        assert read_architecture(folder).own_head
 
 
 def test_own_head_is_judged_by_the_tensors(tied_model: Path, untied_model: Path, tmp_path: Path) -> None:

@@ -125,6 +125,11 @@ def test_bad_choices(row, message):
     assert get_task("arc").row_problem(row).startswith(message)
 
 
+def test_more_choices_than_a_task_has_answers():
+    row = choice_row("ABCDE", "E") | {"question_stem": "Q"}
+    assert get_task("openbookqa").row_problem(row) == "column 'choices' must have at most 4 of them, not 5"
+
+
 def test_winogrande_shows_both_options():
     """A peer shows the first one twice."""
     row = {"sentence": "It was _.", "option1": "Anna", "option2": "Ben", "answer": "2"}

@@ -1,20 +1,21 @@
 """What a step of the source stage takes of a cluster's memory and time.
 
-The step is dealt to the ranks as a run deals it (`data.plan`, `parallel.Grid`), in micro-batches as large as a run makes them
-(`memory`). Under ZeRO-3 all ranks make the same passes, so a pass takes what the slowest rank needs. A pass gathers
-every block twice, there and back, and embedding and head once; the last blocks are still there on the way back.
+The step is dealt to the ranks as a run deals it (`data.plan`, `parallel.Grid`), in micro-batches as large as a run
+makes them (`memory`). Under ZeRO-3 all ranks make the same passes, so a pass takes what the slowest rank needs. A pass
+gathers every block twice, there and back, and embedding and head once; the last blocks are still there on the way
+back.
 
 Symbols: M particles, L prompt length, H hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 from typing import Any
 
 from bmtpt_ds.config import deepspeed_json
-from bmtpt_ds.data.plan import MicroBatch, Plan, plan_blocks
+from bmtpt_ds.data.plan import Cell, MicroBatch, Plan, plan_blocks
 from bmtpt_ds.experiments.planning.cluster import Cluster
 from bmtpt_ds.experiments.planning.job import FLOAT32, Job
 from bmtpt_ds.experiments.planning.memory import Memory, offloads, room, with_activations
@@ -51,7 +52,7 @@ def predict(job: Job, cluster: Cluster, layout: str) -> Prediction:
     zero = _zero(job, cluster, layout)
     held, tokens, recomputed = room(job, cluster, zero)
     blocks = particle_ranks(job.recipe.source, cluster.ranks)
-    plans = [sum(plan_blocks(step, cluster.ranks // blocks, tokens), []) for step in job.steps_in(blocks)]
+    plans = [_plan(step, cluster.ranks // blocks, tokens) for step in job.steps_in(blocks)]
     gathering = _gather_seconds(job, cluster, zero)
     times = [_passes(job, cluster, plan, gathering, recomputed=recomputed) for plan in plans]
     compute, together = (fmean(part) for part in zip(*times, strict=True))
@@ -70,6 +71,11 @@ def predict(job: Job, cluster: Cluster, layout: str) -> Prediction:
         svgd=svgd,
         step=together + traffic + svgd,
     )
+
+
+def _plan(step: Sequence[Sequence[Cell]], data_ranks: int, tokens: int) -> Plan:
+    """Of all ranks, block after block."""
+    return [of_rank for plan in plan_blocks(step, data_ranks, tokens) for of_rank in plan]
 
 
 def _zero(job: Job, cluster: Cluster, layout: str) -> Mapping[str, Any]:
