@@ -9,7 +9,7 @@ from typing import NoReturn
 from bmtpt_ds import __version__
 from bmtpt_ds.arguments import Parser
 from bmtpt_ds.commands.text_lines import end_output
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import UserError, unreachable
 from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, print_line, quieten
 from bmtpt_ds.stopping import Stopped
 from bmtpt_ds.subcommands import experiments, inputs, reports, sharing, stages
@@ -29,12 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         return 0
     except UserError as mistake:
-        if is_first_rank():
-            # names of files, and what libraries say, may hold line breaks
-            print_line(f"bmtpt {options.command}: {' '.join(str(mistake).splitlines())}")
-        else:
-            let_first_rank_speak()
-        return 2
+        return _refuse(options.command, str(mistake))
+    except OSError as error:  # looking whether there is something may raise it, anywhere
+        if said := unreachable(error):
+            return _refuse(options.command, said)
+        raise
     except Stopped as stopped:
         if is_first_rank():
             mend = "; go on with --resume" if "resume" in options else ""
@@ -42,6 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         return 130
+
+
+def _refuse(command: str, mistake: str) -> int:
+    if is_first_rank():
+        # names of files, and what libraries say, may hold line breaks
+        print_line(f"bmtpt {command}: {' '.join(mistake.splitlines())}")
+    else:
+        let_first_rank_speak()
+    return 2
 
 
 def program() -> NoReturn:

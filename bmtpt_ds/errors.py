@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,12 @@ _MENDS = {
     errno.EPERM: "give a folder of yours",
 }
 UNWRITABLE = frozenset(_MENDS)  # numbers of the OSErrors that say that a place cannot be written
+_UNREACHABLE = {
+    errno.EACCES: "mend its permissions and those of the folders above it, or give another path",
+    errno.EPERM: "mend its permissions, or give another path",
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.ELOOP: "mend its links",
+}
 
 
 class UserError(Exception):
@@ -27,6 +34,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error's text that offers the known name most like `name`; "" where none is like it."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]}?" if close else ""
+
+
+def unreachable(error: OSError) -> str | None:
+    """What to say of a path that this user cannot even look at; None of every other error."""
+    if error.filename is None or error.errno not in _UNREACHABLE:
+        return None
+    return f"{os.fsdecode(error.filename)}: {error.strerror}; {_UNREACHABLE[error.errno]}"
 
 
 @contextmanager

@@ -39,7 +39,8 @@ def check_out(
         raise UserError(f"--out {out}: holds files that `bmtpt {command}` has not written; give a new folder")
     foreign = [path for path in sorted(out.rglob("*")) if not own(path.relative_to(out), path)]
     if foreign:
-        raise UserError(f"--out {out}: holds {foreign[0].name}, which `bmtpt {command}` has not written; move it away")
+        name = foreign[0].relative_to(out)
+        raise UserError(f"--out {out}: holds {name}, which `bmtpt {command}` has not written; move it away")
     if not overwrite:
         raise UserError(f"--out {out}: holds {what}; add --overwrite, or give another folder")
 

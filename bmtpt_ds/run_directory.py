@@ -7,11 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import yaml
-
 from bmtpt_ds.checkpoint import Checkpoints, Stored
 from bmtpt_ds.config import Recipe
-from bmtpt_ds.config.yaml_text import parse_yaml
+from bmtpt_ds.config.yaml_text import parse_yaml, yaml_of
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.files import TEMPORARY, check_writable, write_atomically
 from bmtpt_ds.quiet import print_line
@@ -162,7 +160,7 @@ class _Part(RunDirectory):
 
 def config_text(about: dict[str, str], recipe: Recipe) -> str:
     """What stands in a run's config.yaml; `about` as in `RunDirectory`."""
-    return yaml.safe_dump(about, sort_keys=False) + recipe.to_yaml()
+    return yaml_of(about) + recipe.to_yaml()
 
 
 def take_lock(folder: Path, what: str) -> IO | None:
@@ -201,4 +199,4 @@ def _completed(values: dict, defaults: dict) -> dict:
 
 def _same(before: object, now: object) -> bool:
     """Also in the order of their keys: that of an own task's fields is the order of its text."""
-    return yaml.safe_dump(before, sort_keys=False) == yaml.safe_dump(now, sort_keys=False)
+    return yaml_of(before) == yaml_of(now)

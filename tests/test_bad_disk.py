@@ -199,6 +199,39 @@ def test_folders_that_may_not_be_written(bench: Bench, locked: Path, tmp_path_fa
     assert not list(locked.iterdir())
 
 
+def test_paths_that_may_not_even_be_looked_at(bench: Bench, tmp_path_factory) -> None:
+    """A colleague's home; and names that no file system takes."""
+    if ORDINARY and not shutil.which("setpriv"):
+        pytest.skip("root may look anywhere, and setpriv is missing")
+    home = tmp_path_factory.mktemp("home")
+    beyond, longer = home / "theirs", "x" * 300
+    home.chmod(0)
+    commands = [
+        command
+        for path in (beyond, longer)
+        for command in (
+            ["check", "--config", f"{path}.yaml"],
+            bench.check("--set", f"model.name_or_path={path}/"),
+            bench.check("--set", f"data.root={path}"),
+            bench.check("--deepspeed_config", f"{path}.json"),
+            bench.source("--set", f"data.root={path}"),
+            bench.adapt(particles=path),
+            bench.evaluate(prompt=path),
+            ["export", "--prompt", str(path), "--out", str(bench.folder / "out")],
+            ["import", "--peft", str(path), "--out", str(bench.folder / "out")],
+            ["report", str(path), "--out", str(bench.folder / "out")],
+        )
+    ]
+    seen = launch.run_commands(commands, tmp_path_factory.mktemp("commands") / "job", before=ORDINARY)
+    home.chmod(0o700)
+    for command, outcome in zip(commands, seen, strict=True):
+        assert outcome["status"] == 2, (command, outcome)
+        (line,) = lines_of(outcome["stderr"])
+        assert str(beyond) in line or longer in line
+    assert not (bench.folder / "out").exists()
+    assert not bench.run_dir.exists()
+
+
 def test_a_home_folder_that_may_not_be_written(bench: Bench, locked: Path) -> None:
     environment = launch.environment() | {"TORCH_EXTENSIONS_DIR": str(locked / "extensions")}
     command = [*ORDINARY, *launch.plain(*bench.source())]

@@ -109,7 +109,14 @@ def out_is_prepared(b: Bench):
 def out_is_prepared_and_holds_other_files(b: Bench):
     out, _ = b.prepared()
     (out / "sst2/notes.txt").write_text("mine")
-    return b.prepare("--overwrite"), [f"--out {out}: holds notes.txt", "move it away"]
+    return b.prepare("--overwrite"), [f"--out {out}: holds sst2/notes.txt", "move it away"]
+
+
+@case
+def out_is_prepared_and_holds_raw_rows(b: Bench):
+    out, _ = b.prepared()
+    shutil.copytree(b.rows / "rte", out / "reviews")  # where a task of the recipe's own has them by default
+    return b.prepare("--overwrite"), [f"--out {out}: holds reviews/train.jsonl", "move it away"]
 
 
 @case

@@ -33,6 +33,20 @@ def test_anchors_merge_and_a_key_given_twice_is_still_a_mistake() -> None:
         parse_yaml("yes: 1\ntrue: 2", "text")
 
 
+def test_an_override_leaves_alone_what_an_alias_shares_with_it(tmp_path: Path) -> None:
+    task = "{source: {review: text}, target: stars, labels: [bad, good], folder: here}"
+    path = write(tmp_path / "recipe.yaml", f"data: {{tasks: {{books: &one {task}, films: *one}}}}\n")
+    tasks = load_recipe(str(path), ["data.tasks.books.folder=there"]).data.tasks
+    assert [tasks[name].folder for name in ("books", "films")] == ["there", "here"]
+
+
+@pytest.mark.parametrize("name", ["1e-3", "3E4", "5e1", "1.5e+3", "1e", "0x1f", "yes", "null", "2026-11-27"])
+def test_texts_that_look_like_something_else_are_written_so_that_they_stay_texts(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe("paper", [f'run.name="{name}"'])
+    assert recipe.run.name == name
+    assert load_recipe(str(write(tmp_path / "config.yaml", recipe.to_yaml())), []) == recipe
+
+
 def test_overrides_reach_nested_keys_and_read_yaml(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", "source: {tasks: [sst2], svgd: {damping: none}}")
     recipe = load_recipe(file, ["source.svgd.bandwidth=median", "source.tasks=[rte, cola]", "source.lr=1e-3"])

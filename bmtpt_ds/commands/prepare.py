@@ -110,7 +110,14 @@ def _check_out(out: Path, overwrite: bool) -> None:
 def _is_own(name: Path, path: Path) -> bool:
     if len(name.parts) == 1:
         return path.is_dir() or name.name == MANIFEST
-    return len(name.parts) == 2 and name.name in _FILES and path.is_file()
+    return len(name.parts) == 2 and name.name in _FILES and path.is_file() and _holds_token_ids(path)
+
+
+def _holds_token_ids(file: Path) -> bool:
+    """By its first row, if it has one: raw rows may have been put beside the prepared ones, under the same names."""
+    with file.open("rb") as rows:
+        first = rows.readline()
+    return not first or f'"{TOKEN_IDS}":'.encode() in first
 
 
 # --- a task ----------------------------------------------------------------------------------------------------------

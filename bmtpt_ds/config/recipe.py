@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bmtpt_ds.config.methods import TUNES_WEIGHTS, AttemptConfig, MptConfig, Name, SpotConfig, WeightsConfig
 from bmtpt_ds.config.own_task import OwnTask
 from bmtpt_ds.config.values import Section, apply_override, first_problem, merged, read_mapping, repeated
+from bmtpt_ds.config.yaml_text import yaml_of
 from bmtpt_ds.errors import UserError, nearest
 
 Positive = Annotated[float, Field(gt=0)]
@@ -224,7 +224,7 @@ class Recipe(Section):
         return self
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml_of(self.model_dump(mode="json"))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

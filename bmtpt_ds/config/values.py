@@ -73,11 +73,11 @@ def apply_override(values: dict, override: str) -> None:
         raise UserError(f"--set {override}: should be key=value, for example source.lr=0.1")
     *sections, last = key.strip().split(".")
     for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
+        inner = values.get(section)
+        if not isinstance(inner, dict | None):
             raise UserError(f"--set {override}: {section} is not a section")
+        values[section] = dict(inner or {})  # a section of its own: YAML's aliases are one and the same
+        values = values[section]
     values[last] = parse_yaml(text, f"--set {override}")
 
 

@@ -23,9 +23,14 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts quotes around text which `_Loader` would read as a number."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 # part of what PyYAML says: what it mostly comes from
@@ -35,6 +40,11 @@ _MENDS = {
     "expected ':'": "put a space behind the colon of every key",
     "another document": "remove the line ---",
 }
+
+
+def yaml_of(values: Any) -> str:
+    """Plain Python values as text that `parse_yaml` reads as the same, keys in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_yaml(text: str, source: str) -> Any:

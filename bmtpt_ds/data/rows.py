@@ -91,13 +91,13 @@ def _read_folders(task: Task, root: str | None) -> Raw:
         for stem, path in _files(task, folder).items():
             raw.rows.setdefault(stem, []).extend(_checked(task, _lines(path), str(path), raw.refused))
     for stem in raw.rows:
-        if absent := [folder for folder in folders if not (folder / f"{stem}.jsonl").exists()]:
+        if absent := [folder for folder in folders if not os.path.lexists(folder / f"{stem}.jsonl")]:
             raise UserError(f"{absent[0] / stem}.jsonl is missing: {task.name}'s other folder has one")
     return raw
 
 
 def _files(task: Task, folder: Path) -> dict[str, Path]:
-    if not (folder / "train.jsonl").exists():
+    if not os.path.lexists(folder / "train.jsonl"):
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         what = f"the training rows of {task.name}, a JSON object a line (there: {there})"
         raise UserError(f"{folder / 'train.jsonl'} is missing: it should hold {what}")
@@ -105,7 +105,7 @@ def _files(task: Task, folder: Path) -> dict[str, Path]:
     if task.split_rule == "matched":
         stems.append("validation_mismatched")
     paths = {stem: folder / f"{stem}.jsonl" for stem in stems}
-    return {stem: path for stem, path in paths.items() if path.exists()}
+    return {stem: path for stem, path in paths.items() if os.path.lexists(path)}  # a link to nothing is not left out
 
 
 def read_file(task: Task, path: Path) -> list[Row]:

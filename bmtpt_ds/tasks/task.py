@@ -1,5 +1,6 @@
 """What a task is: from a raw row with the hub's columns to the text that a text-to-text model reads and writes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -9,6 +10,7 @@ from bmtpt_ds.tasks.cells import json_kind
 from bmtpt_ds.tasks.fields import Field
 from bmtpt_ds.tasks.targets import LabelStyle, LabelTarget, Target
 
+_LONGEST_WORD = 40  # characters; more without a space is no word, and may be cut anywhere
 SplitRule = Literal["small", "large", "matched", "own"]
 
 # The original splits that each rule of data/splits.py reads from the hub, and what the hub calls them. The hub's own
@@ -162,7 +164,10 @@ def _cut(text: str, most: int | None) -> str:
     if most is None or len(text) <= most:
         return text
     head, within = text[:most], not text[most].isspace()
-    return (head.rpartition(" ")[0] or head if within else head).rstrip()
+    word = re.split(r"\s", head)[-1]
+    if within and len(word) <= _LONGEST_WORD:
+        return head[: len(head) - len(word)].rstrip() or head
+    return head.rstrip()
 
 
 def _missing(task: Task, row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:

@@ -204,6 +204,17 @@ def test_missing_files_and_folders(tmp_path):
     assert f"{train}: cannot be read (Is a directory)" in message_of(lambda: read_task(rte, str(tmp_path)))
 
 
+@pytest.mark.parametrize("stem", ["train", "validation", "test"])
+def test_a_link_to_nothing_is_no_file_that_is_left_out(tmp_path, stem):
+    """An unmounted disk, a cache without its blobs: without the file other rows would be scored."""
+    for split in ("train", "validation", "test"):
+        write(tmp_path / "rte", split, GOOD)
+    (tmp_path / "rte" / f"{stem}.jsonl").unlink()
+    (tmp_path / "rte" / f"{stem}.jsonl").symlink_to(tmp_path / "gone")
+    said = message_of(lambda: read_task(get_task("rte"), str(tmp_path)))
+    assert f"{stem}.jsonl: cannot be read (No such file or directory)" in said
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(tmp_path):
     write(tmp_path / "rte", "train", GOOD).chmod(0)

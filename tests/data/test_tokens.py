@@ -107,6 +107,17 @@ def test_two_long_fields_are_cut_alike(encoder) -> None:
     assert text.count("bad") >= 5
 
 
+@pytest.mark.parametrize("gap", [" ", "\n", "\t", "x"])
+def test_a_long_field_loses_no_more_than_its_end_whatever_parts_its_words(encoder, gap: str) -> None:
+    """Passages in lines, tables, and what has no words at all behind a first one."""
+    squad = get_task("squad")
+    row = {"question": "the cat ?", "context": "good " + gap.join(["filmdog"] * 200), "answers": {"text": ["dog"]}}
+    cut = squad.source_text(row, most=400)
+    assert 380 < len(cut.partition("context: ")[2]) <= 400
+    assert squad.source_text(row).startswith(cut)
+    assert cut.endswith("filmdog") or gap == "x"
+
+
 def test_rows_that_were_cut_are_counted_by_task(tied_model: Path) -> None:
     encoder = RowEncoder(load_tokenizer(tied_model), ModelConfig(max_source_length=32), DataConfig())
     assert encoder.cut_rows() == ""
