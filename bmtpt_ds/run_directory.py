@@ -13,7 +13,7 @@ from bmtpt_ds.config.yaml_text import parse_yaml, yaml_of
 from bmtpt_ds.errors import UserError, written
 from bmtpt_ds.files import TEMPORARY, check_writable, write_atomically
 from bmtpt_ds.quiet import print_line
-from bmtpt_ds.run_files import CONFIG, FREE, METRICS, PARTICLES, PARTS, PROMPT, RESULTS, RUNS, ZERO_SHOT, read_config
+from bmtpt_ds.run_files import CONFIG, METRICS, PARTICLES, PARTS, PROMPT, RESULTS, RUNS, ZERO_SHOT, differing_keys
 
 # all that a run writes: what --overwrite may remove; what says that it is a run goes last, for one killed meanwhile
 _OWN = (
@@ -104,15 +104,7 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path}: holds a run; add --resume or --overwrite, or give another folder")
 
     def _check_same_recipe(self) -> None:
-        was = _without_free(_completed(read_config(self.path / CONFIG), Recipe().model_dump(mode="json")))
-        now = _without_free(parse_yaml(self._config_text(), "recipe"))
-        for section, values in now.items():
-            before = was.get(section)
-            if _same(before, values):
-                continue
-            keys = [section]
-            if isinstance(values, dict) and isinstance(before, dict):
-                keys = [f"{section}.{k}" for k in values if not _same(before.get(k), values[k])]
+        if keys := differing_keys(self.path, parse_yaml(self._config_text(), "recipe")):
             raise UserError(
                 f"--resume: {', '.join(keys)} differs from the run in {self.path}; "
                 "take its values, or start anew with --overwrite or another --run-dir"
@@ -180,23 +172,3 @@ def take_lock(folder: Path, what: str) -> IO | None:
     except OSError:
         return None
     return lock
-
-
-def _without_free(values: dict, above: str = "") -> dict:
-    """A run's recipe but for what may differ when it goes on."""
-    kept = {key: value for key, value in values.items() if f"{above}{key}" not in FREE}
-    return {k: _without_free(v, f"{above}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
-
-
-def _completed(values: dict, defaults: dict) -> dict:
-    """A run's recipe with the defaults of keys that there were not yet when it was written: they mean what it did."""
-    own = {}
-    for key, value in values.items():
-        default = defaults.get(key)
-        own[key] = _completed(value, default) if isinstance(value, dict) and isinstance(default, dict) else value
-    return {**defaults, **own}
-
-
-def _same(before: object, now: object) -> bool:
-    """Also in the order of their keys: that of an own task's fields is the order of its text."""
-    return yaml_of(before) == yaml_of(now)

@@ -1,10 +1,12 @@
 """What a run leaves in its directory: names of the files, and what config.yaml says. Needs no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from bmtpt_ds.config import RunConfig
+from bmtpt_ds.config import Recipe, RunConfig
 from bmtpt_ds.config.recipe import STAGES, recipe_part
-from bmtpt_ds.config.yaml_text import parse_yaml
+from bmtpt_ds.config.yaml_text import parse_yaml, yaml_of
 from bmtpt_ds.errors import UserError
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
@@ -61,3 +63,41 @@ def read_config(file: Path) -> dict:
     if not isinstance(values, dict) or values.get("stage") not in STAGES:
         raise Foreign(f"{file}: not written by bmtpt; give another folder")
     return values
+
+
+def differing_keys(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """What of these values of a recipe, or of the run beside it, is not as a run's directory has it; keys that may
+    differ when a run goes on left out. Of a section all keys that differ, and no other section.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    was = _without_free(_completed(read_config(path / CONFIG), Recipe().model_dump(mode="json")))
+    for section, values in _without_free(now).items():
+        before = was.get(section)
+        if _same(before, values):
+            continue
+        if isinstance(values, dict) and isinstance(before, dict):
+            return [f"{section}.{key}" for key in values if not _same(before.get(key), values[key])]
+        return [section]
+    return []
+
+
+def _without_free(values: Mapping, above: str = "") -> dict:
+    """A run's recipe but for what may differ when it goes on."""
+    kept = {key: value for key, value in values.items() if f"{above}{key}" not in FREE}
+    return {k: _without_free(v, f"{above}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
+
+
+def _completed(values: dict, defaults: dict) -> dict:
+    """A run's recipe with the defaults of keys that there were not yet when it was written: they mean what it did."""
+    own = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        own[key] = _completed(value, default) if isinstance(value, dict) and isinstance(default, dict) else value
+    return {**defaults, **own}
+
+
+def _same(before: object, now: object) -> bool:
+    """Also in the order of their keys: that of an own task's fields is the order of its text."""
+    return yaml_of(before) == yaml_of(now)

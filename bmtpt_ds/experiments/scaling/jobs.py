@@ -1,16 +1,17 @@
 """The commands that a grid needs, in an order in which they can be run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.config.methods import SOURCE_KIND, WITHOUT_SOURCE
 from bmtpt_ds.config.scale import SPECIAL, Changes, ScaleConfig
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.run_files import RESULTS, ZERO_SHOT
+from bmtpt_ds.run_files import CONFIG, RESULTS, ZERO_SHOT, differing_keys
 from bmtpt_ds.stage_inputs import adaptation_runs, check_source_method, check_target_method, source_tasks
 
 # what of a recipe decides on the particles: variants that differ in nothing of it share a source stage
@@ -56,10 +57,36 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return self.outcome.is_file()
+        if self.stage != "evaluate":
+            return self.outcome.is_file()
+        return scored_tasks(self.outcome) >= set(self.member.recipe.target.tasks)
+
+    def check(self) -> None:
+        """Refuses a run that is there and is not this one's, before it passes for it.
+
+        Raises:
+            UserError: of another recipe.
+        """
+        run_dir, recipe = self.outcome.parent, self.member.recipe
+        if self.stage == "evaluate" or not (run_dir / CONFIG).is_file():
+            return
+        values = recipe.model_dump(mode="json")
+        if self.stage == "source":  # whatever follows it
+            values = {"run": values["run"], **_of_source(recipe)}
+        if keys := differing_keys(run_dir, values):
+            what = f"{', '.join(keys)} differs from the run in {run_dir}"
+            raise UserError(f"{self}: {what}; take its values, give another --out, or move that run away")
 
     def __str__(self) -> str:
         return f"{self.member}: {self.stage}"
+
+
+def scored_tasks(file: Path) -> set[str]:
+    """Whose scores a file of `bmtpt evaluate --json` has; none where there is no such file."""
+    try:
+        return set(json.loads(file.read_text(encoding="utf-8"))["tasks"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
 
 
 def members_of(name: str, overrides: Sequence[str], scale: ScaleConfig, layout: str | None) -> list[Member]:
@@ -146,13 +173,18 @@ def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool)
     return jobs
 
 
+def _of_source(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides on what its source stage learns."""
+    values, method = recipe.model_dump(mode="json"), recipe.method
+    found = {section: values[section] for section in _OF_SOURCE}
+    if method in values and SOURCE_KIND[method] != "a prompt a task":  # mpt; those of others are of the target stage
+        found[method] = values[method]
+    return found
+
+
 def _source_key(member: Member) -> str:
-    values: Mapping = member.recipe.model_dump(mode="json")
-    method = member.recipe.method
-    parts = [SOURCE_KIND[method], *(values[part] for part in _OF_SOURCE), values.get(method)]  # mpt's own section
-    if SOURCE_KIND[method] == "a prompt a task":
-        parts.pop()  # what else SPoT and ATTEMPT differ in is of their target stages
-    return json.dumps([*parts, member.seed, member.layout], sort_keys=True)
+    kind = SOURCE_KIND[member.recipe.method]
+    return json.dumps([kind, _of_source(member.recipe), member.seed, member.layout], sort_keys=True)
 
 
 def _stage(

@@ -42,7 +42,8 @@ def run_scale(
         the commands of a dry run, else a table of what is finished, which `report` in `out` goes into.
 
     Raises:
-        UserError: a mistake in the recipe or the grid; members that failed, after all others have ended.
+        UserError: a mistake in the recipe or the grid; runs of another recipe in `out`; members that failed, after all
+            others have ended.
         Stopped: a signal came; the runs have written checkpoints.
     """
     own = [text for text in overrides if text.startswith("scale.")]
@@ -50,6 +51,8 @@ def run_scale(
     scale = load_scale(recipe, own)
     jobs = jobs_of(recipe, members_of(recipe, shared, scale, layout), out, zero_shot=scale.zero_shot)
     check_writable(out, "--out")
+    for job in jobs:
+        job.check()
     where = places(ranks, side_by_side, hostfile)
     if dry_run:
         return "\n".join(_shown(job, where[0]) for job in jobs)
