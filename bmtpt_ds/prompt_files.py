@@ -54,9 +54,10 @@ def read_particles(name: str, method: str) -> Stored:
     stored = _read(file, "source")
     theirs = stored.state.get("method", "bmtpt")
     if SOURCE_KIND.get(theirs) != SOURCE_KIND[method]:
+        able = "bmtpt" if SOURCE_KIND.get(theirs) == "particles" else theirs
         raise UserError(
             f"--particles {name}: of method {theirs}, but method {method} begins at {SOURCE_KIND[method]}: "
-            f"give a source run of method {method}, or --set method={theirs}"
+            f"give a source run of method {method}, or --set method={able}"
         )
     return stored
 

@@ -101,6 +101,26 @@ def test_the_model_card(exported: Exported, untied_model: Path, recipe: Path, tm
     assert "license: unknown" in (exported.multitask / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [(method, "adapt") for method in ("vanilla_transfer", "spot", "mpt", "prompt_tuning")]
+    + [(method, "source") for method in ("vanilla_transfer", "mpt")],  # SPoT's has no one prompt
+)
+def test_the_card_of_another_method_tells_of_that_one(method: str, stage: str, recipe: Path, tmp_path: Path) -> None:
+    named = ["--config", str(recipe), "--set", f"method={method}", "--set", "source.steps=2", "--set", "target.steps=2"]
+    particles, run = "none" if method == "prompt_tuning" else str(tmp_path / "source"), tmp_path / stage
+    if method != "prompt_tuning":
+        assert main(["source", *named, "--run-dir", particles]) == 0
+    if stage == "adapt":
+        assert main(["adapt", *named, "--particles", particles, "--run-dir", str(run)]) == 0
+    _, front, text = (export(run, tmp_path / "card") / "README.md").read_text().split("---\n", 2)
+    assert f"| method | {method} |" in text
+    assert "bmtpt" not in yaml.safe_load(front)["tags"]
+    for theirs in ("Bayesian", "SVGD", "particle", "posterior", "prior"):
+        assert theirs not in text
+    assert ("of a and b" in text) == (method == "mpt" and stage == "adapt")
+
+
 @pytest.mark.parametrize("kind", ["multitask", "composed/mrpc"])
 def test_the_cards_code_runs(kind: str, exported: Exported, monkeypatch) -> None:
     folder = exported.multitask if kind == "multitask" else exported.composed / "mrpc"

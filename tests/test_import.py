@@ -1,12 +1,14 @@
 """Prompts of PEFT adapters as runs: ours come back bit for bit, other makers' compute what they do in PEFT."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from bmtpt_ds.cli import main
 from tests.peft_adapters import (
@@ -34,6 +36,47 @@ def test_an_export_comes_back_bit_for_bit(exported: Exported, tmp_path: Path) ->
     assert now == {key: value for key, value in was.items() if key != "particles"}
     particles = load_file(run / "particles.safetensors")["particles"]
     assert torch.equal(particles, torch.stack([prompt_of(exported.run, task) for task in TASKS]))
+
+
+def test_weights_that_were_trained_on_are_not_the_runs(exported: Exported, tmp_path: Path, capsys) -> None:
+    """Others load the adapter, train, and save it in the same folder: bmtpt.json stays."""
+    adapter = Path(shutil.copytree(exported.multitask, tmp_path / "adapter"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: 3 * value for name, value in tensors.items()}, adapter / "adapter_model.safetensors")
+    run = import_(tmp_path / "run", adapter)
+    assert f"{adapter}: its weights are not those that were exported" in capsys.readouterr().err
+    assert not (run / "results.json").exists()
+    with safe_open(run / "prompt.safetensors", "pt") as stored:
+        assert '"unknown": ["rows_processed"]' in str(stored.metadata())
+    assert "None: the run has not been scored." in (export(run, tmp_path / "again") / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["mpt", "prompt_tuning"])
+def test_prompts_of_other_methods_are_particles_too(method: str, recipe: Path, tmp_path: Path, capsys) -> None:
+    named = [
+        "--config",
+        str(recipe),
+        "--set",
+        f"method={method}",
+        "--set",
+        "source.steps=2",
+        "--set",
+        "mpt.distillation=0",
+    ]
+    particles = "none"
+    if method == "mpt":
+        particles = str(tmp_path / "source")
+        assert main(["source", *named, "--run-dir", particles]) == 0
+    assert main(["adapt", *named, "--particles", particles, "--run-dir", str(tmp_path / "adapt")]) == 0
+    imported = import_(tmp_path / "imported", export(tmp_path / "adapt", tmp_path / "adapter"))
+    begin = ["--particles", str(imported), "--run-dir"]
+    assert main(["adapt", "--config", str(recipe), *begin, str(tmp_path / "ours")]) == 0
+    capsys.readouterr()
+    assert main(["adapt", *named, *begin, str(tmp_path / "theirs")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Traceback" not in line and not (tmp_path / "theirs").exists()
+    if method == "mpt":
+        assert line.endswith("give a source run of method mpt, or --set method=bmtpt")
 
 
 def test_a_composed_export_scores_as_its_run(exported: Exported, tmp_path: Path) -> None:

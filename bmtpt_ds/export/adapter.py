@@ -6,6 +6,7 @@ prompt W * (a b^T) (section 4.2.2). The form is that of PEFT 0.21.2, `tuners/pro
 `tuners/multitask_prompt_tuning` and `utils/save_and_load.py`; a test compares.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class Adapter:
     def prompts(self) -> torch.Tensor:
         """[N, L, H], what the encoder reads, by the number of the task."""
         return self.prompt.compose()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of an adapter's file of weights."""
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def write_adapter(

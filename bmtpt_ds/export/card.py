@@ -12,9 +12,15 @@ from bmtpt_ds.export.record import FOREIGN, Record
 from bmtpt_ds.tasks import Task, get_task
 
 CARD = "README.md"
-_METHOD = (
-    "Lee, Jeong, Yun and Kim, *Bayesian Multi-Task Transfer Learning for Soft Prompt Tuning*, Findings of EMNLP 2023"
-)
+_METHODS = {
+    "bmtpt": "Bayesian multi-task prompt tuning (Lee, Jeong, Yun and Kim, *Bayesian Multi-Task Transfer Learning for "
+    "Soft Prompt Tuning*, Findings of EMNLP 2023)",
+    "prompt_tuning": "prompt tuning (Lester et al. 2021)",
+    "vanilla_transfer": "vanilla transfer: one prompt on all source tasks together, then on the target's",
+    "spot": "SPoT (Vu et al. 2022)",
+    "mpt": "multitask prompt tuning, MPT (Wang et al. 2023)",
+}
+_COMPOSES = ("bmtpt", "mpt")  # train a and b; with the others they stay at one
 
 
 class Card(NamedTuple):
@@ -36,7 +42,11 @@ class Card(NamedTuple):
     @property
     def foreign(self) -> bool:
         """Whether the prompt was trained by others, and imported."""
-        return self.record.state.get("method") == FOREIGN
+        return self.method == FOREIGN
+
+    @property
+    def method(self) -> str:
+        return self.record.state.get("method", "bmtpt")
 
     @property
     def tasks(self) -> list[Task]:
@@ -64,11 +74,12 @@ def model_card(card: Card) -> str:
 
 def _front_matter(card: Card) -> str:
     repositories = (task.hub_repository for task in card.tasks if task.name not in card.recipe.data.tasks)
+    tags = ["prompt-tuning", "soft-prompt", "t5", *([] if card.foreign else [card.method.replace("_", "-")])]
     values: dict[str, Any] = {
         "base_model": card.base_model,
         "library_name": "peft",
         "license": card.license,
-        "tags": ["prompt-tuning", "soft-prompt", "t5", *([] if card.foreign else ["bmtpt"]), *card.record.tasks],
+        "tags": list(dict.fromkeys([*tags, *card.record.tasks])),
     }
     if datasets := sorted(set(filter(None, repositories))):
         values["datasets"] = datasets
@@ -80,14 +91,21 @@ def _title(card: Card) -> str:
     if card.foreign and not card.adapted:
         head, what = "# A soft prompt to start from", "It is the mean of prompts trained with PEFT."
     elif not card.adapted:
-        head = f"# A soft prompt to start from: the mean of a posterior learned from {names}"
-        what = "It is the mean of the particles of a source stage: a start for tuning on a new task, of no task itself."
+        head = f"# A soft prompt to start from, learned from {names}"
+        what = f"It is {_start(card.method)}: a start for tuning on a new task, of no task itself."
     else:
         head = f"# A soft prompt for {names}"
         what = "Each task's prompt is `W * (a b^T)`, W shared." if card.multitask else "It is composed, `W * (a b^T)`."
-    made = f"Made by bmtpt_ds, Bayesian multi-task prompt tuning ({_METHOD})."
+    made = f"Made by bmtpt_ds, {_METHODS.get(card.method, card.method)}."
     made = "Trained with PEFT; imported and exported again by bmtpt_ds." if card.foreign else made
     return f"{head}\n{card.length} virtual tokens before the encoder's input of the frozen {base}. {what} {made}"
+
+
+def _start(method: str) -> str:
+    """What a source stage's prompt is."""
+    if method == "bmtpt":
+        return "the mean of the particles of a source stage, a posterior's"
+    return "the shared prompt with the mean of the tasks' own parts" if method == "mpt" else "the source stage's prompt"
 
 
 def _tasks(card: Card) -> str:
@@ -138,36 +156,51 @@ def _shots(card: Card) -> str:
 
 
 def _training(card: Card) -> str:
-    recipe, state = card.recipe, card.record.state
-    source, target, processed = recipe.source, recipe.target, state.get("rows_processed", {})
     if card.foreign:
         return "Not recorded: the prompt was imported."
+    state, processed = card.record.state, card.record.state["rows_processed"]
     began = card.record.from_particles
     began = bool(processed["source"]) if began is None else began
-    rows = [("precision of the backbone", recipe.model.dtype), ("seed", str(state.get("seed")))]
-    if processed["source"]:
-        rows += [
-            ("source tasks", ", ".join(source.tasks) or "not in the recipe"),
-            ("particles M", str(source.particles)),
-            ("source steps, learning rate", f"{source.steps}, {source.lr} ({source.optimizer})"),
-            ("bandwidth, damping of SVGD", f"{source.svgd.bandwidth}, {source.svgd.damping}"),
-        ]
-    elif began:
-        rows.append(("start", "the mean of imported particles"))
-    else:
-        rows.append(("start", f"{recipe.prompt.init}, no source stage"))
-    if card.adapted:
-        prior = f"{target.prior}, sigma {target.sigma:g}" if began and target.prior != "none" else "none"
-        rows += [
-            ("target steps of rows", f"{target.steps} of {target.batch_size}, {_shots(card)}"),
-            ("learning rate of W, of a and b", f"{target.lr_full}, {target.lr_low_rank} ({target.optimizer})"),
-            ("prior", prior),
-        ]
-    rows.append(("rows times prompts seen", f"source {processed['source']}, target {processed['target']}"))
+    rows = [
+        ("method", card.method),
+        ("precision of the backbone", card.recipe.model.dtype),
+        ("seed", str(state.get("seed"))),
+        *_source_training(card, began),
+        *(_target_training(card, began) if card.adapted else []),
+        ("rows times prompts seen", f"source {processed['source']}, target {processed['target']}"),
+    ]
     text = _table(("setting", "value"), rows)
     if card.adapted and processed["source"]:
         text += "\n\nThe source stage's values are those that this run's recipe names."
     return text
+
+
+def _source_training(card: Card, began: bool) -> list[tuple[str, str]]:
+    """`began`: whether the adaptation began at what `--particles` named."""
+    source = card.recipe.source
+    if not card.record.state["rows_processed"]["source"]:
+        start = "the mean of imported particles" if began else f"{card.recipe.prompt.init}, no source stage"
+        return [("start", start)]
+    rows = [
+        ("source tasks", ", ".join(source.tasks) or "not in the recipe"),
+        ("source steps, learning rate", f"{source.steps}, {source.lr} ({source.optimizer})"),
+    ]
+    if card.method == "bmtpt":
+        svgd = f"{source.svgd.bandwidth}, {source.svgd.damping}"
+        rows += [("particles M", str(source.particles)), ("bandwidth, damping of SVGD", svgd)]
+    return rows
+
+
+def _target_training(card: Card, began: bool) -> list[tuple[str, str]]:
+    target = card.recipe.target
+    rate = ("learning rate of W", f"{target.lr_full} ({target.optimizer})")
+    if card.method in _COMPOSES:
+        rate = ("learning rate of W, of a and b", f"{target.lr_full}, {target.lr_low_rank} ({target.optimizer})")
+    rows = [("target steps of rows", f"{target.steps} of {target.batch_size}, {_shots(card)}"), rate]
+    if card.method == "bmtpt":
+        prior = f"{target.prior}, sigma {target.sigma:g}" if began and target.prior != "none" else "none"
+        rows.append(("prior", prior))
+    return rows
 
 
 def _loading(card: Card) -> str:

@@ -1,6 +1,5 @@
 """`bmtpt import`: prompts of PEFT adapters, whoever made them, as a run's folder that the other commands take."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from copy import deepcopy
@@ -11,9 +10,10 @@ import torch
 
 from bmtpt_ds.checkpoint import Stored, write_tensors
 from bmtpt_ds.config import Recipe, override_recipe
+from bmtpt_ds.config.methods import SOURCE_KIND
 from bmtpt_ds.data.tokens import load_tokenizer, tokenizer_digest
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.export.adapter import WEIGHTS_FILE, Adapter, read_adapter
+from bmtpt_ds.export.adapter import Adapter, read_adapter, weights_sha256
 from bmtpt_ds.export.record import FOREIGN, RECORD, Record, read_record
 from bmtpt_ds.files import write_atomically
 from bmtpt_ds.folders import check_out, draft_of
@@ -65,8 +65,12 @@ def run_import(
     for folder, known in zip(folders, records, strict=True):
         if known:
             check_identity(Stored(folder / RECORD, {}, known.state), identity)
-    state = _state(adapters, record, tasks, identity, recipe)
-    _write(out, adapters[0], particles, tasks, recipe, state, record if _restores(record, names) else None)
+    changed = record is not None and record.weights_sha256 not in (None, weights_sha256(folders[0]))
+    state = _state(adapters, record, tasks, identity, recipe, changed=changed)
+    restored = record if _restores(record, names) and not changed else None
+    _write(out, adapters[0], particles, tasks, recipe, state, restored)
+    if changed:
+        say(f"import: {folders[0]}: its weights are not those that were exported; the run's scores are left out")
     count = f"{len(particles)} prompt{'s' * (len(particles) > 1)} of {particles.shape[1]} tokens"
     say(f"import: {count} in {out}; a start for --particles {out}{_also(out, tasks)}")
 
@@ -147,20 +151,31 @@ def _identity(recipe: Recipe, particles: torch.Tensor, adapter: Path) -> dict[st
 
 
 def _state(
-    adapters: Sequence[Adapter], record: Record | None, tasks: list[str], identity: dict[str, Any], recipe: Recipe
+    adapters: Sequence[Adapter],
+    record: Record | None,
+    tasks: list[str],
+    identity: dict[str, Any],
+    recipe: Recipe,
+    *,
+    changed: bool,
 ) -> dict[str, Any]:
-    """Of the files: what is known of the prompts; of what is not, the state says so itself."""
+    """Of the files: what is known of the prompts; of what is not, the state says so itself.
+
+    Args:
+        changed: whether others have trained on with what `record` tells of.
+    """
     came = [
         {
             "folder": str(adapter.folder),
             "peft_type": adapter.kind,
             "peft_version": adapter.peft_version,
-            "sha256": hashlib.sha256((adapter.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            "sha256": weights_sha256(adapter.folder),
         }
         for adapter in adapters
     ]
     if record:
-        return record.state | identity | {"tasks": tasks or record.tasks, "imported": came}
+        known = record.state | identity | {"tasks": tasks or record.tasks, "imported": came}
+        return known | ({"unknown": ["rows_processed"]} if changed else {})
     return identity | {
         "method": FOREIGN,
         "seed": None,
@@ -191,7 +206,10 @@ def _write(
     processed = state["rows_processed"]
     before = {"source": sum(processed.values()), "target": 0}  # of a stage that starts here
     with draft_of(out) as draft:
-        write_tensors(draft / PARTICLES, {"particles": particles}, state | {"rows_processed": before})
+        about = state | {"rows_processed": before}
+        if SOURCE_KIND.get(state.get("method", "bmtpt")) != "particles":
+            about["method"] = FOREIGN  # whatever trained them, as particles they are nothing of its own
+        write_tensors(draft / PARTICLES, {"particles": particles}, about)
         if tasks:
             about = restored.state if restored else state
             write_tensors(draft / PROMPT, adapter.prompt.named(tasks), about)

@@ -22,6 +22,7 @@ class Record(BaseModel):
     recipe: dict[str, Any]  # resolved
     state: dict[str, Any]  # of the run's prompt.safetensors or particles.safetensors
     results: dict[str, Any] | None  # its results.json
+    weights_sha256: str | None = None  # of the adapter's file as it was exported; None: by an older version
 
     @field_validator("state")
     @classmethod

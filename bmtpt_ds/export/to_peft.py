@@ -13,7 +13,7 @@ from bmtpt_ds.checkpoint import Stored
 from bmtpt_ds.config import Recipe, override_recipe
 from bmtpt_ds.config.methods import TUNES_WEIGHTS
 from bmtpt_ds.errors import UserError, nearest
-from bmtpt_ds.export.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter
+from bmtpt_ds.export.adapter import CONFIG_FILE, WEIGHTS_FILE, weights_sha256, write_adapter
 from bmtpt_ds.export.card import CARD, Card, model_card
 from bmtpt_ds.export.record import RECORD, Record, write_record
 from bmtpt_ds.files import write_atomically
@@ -88,9 +88,9 @@ def run_export(
         for part in parts:
             folder = draft / part.subfolder
             folder.mkdir(exist_ok=True)
-            record = _record(run, part)
-            card = Card(base, license_name, record, isinstance(part.prompt, ComposedPrompt))
             write_adapter(folder, part.prompt, base, architecture)
+            record = _record(run, part, weights_sha256(folder))
+            card = Card(base, license_name, record, isinstance(part.prompt, ComposedPrompt))
             write_record(folder, record)
             write_atomically(folder / CARD, model_card(card).encode())
     for part in parts:
@@ -137,7 +137,7 @@ def _parts(run: _Run, names: Sequence[str], *, composed: bool) -> list[_Part]:
     return [_Part("", chosen, ComposedPrompt(tensors["full"], a, b))]
 
 
-def _record(run: _Run, part: _Part) -> Record:
+def _record(run: _Run, part: _Part, weights: str) -> Record:
     """Of the part alone: other tasks' scores are not its own."""
     whole = isinstance(part.prompt, ComposedPrompt)
     results, recipe, state = run.results, run.recipe.model_dump(mode="json"), run.stored.state
@@ -158,6 +158,7 @@ def _record(run: _Run, part: _Part) -> Record:
         recipe=recipe,
         state=state,
         results=results,
+        weights_sha256=weights,
     )
 
 
