@@ -31,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as mistake:
         return _refuse(options.command, str(mistake))
     except OSError as error:  # looking whether there is something may raise it, anywhere
-        if said := unreachable(error):
+        said = unreachable(error)
+        if said is None:
+            raise
+        if is_first_rank():
             return _refuse(options.command, said)
-        raise
+        let_first_rank_speak()
+        raise  # still there: it has happened to this rank alone
     except Stopped as stopped:
         if is_first_rank():
             mend = "; go on with --resume" if "resume" in options else ""

@@ -26,7 +26,8 @@ class UserError(Exception):
     """A mistake that the user can mend.
 
     The message is one line that names the thing at fault and the mend; the command line prints it and exits with
-    status 2, without a traceback. Everything else that is raised is a fault of ours and keeps its traceback.
+    status 2, without a traceback, as it does with a path that is `unreachable`. Everything else that is raised is a
+    fault of ours and keeps its traceback.
     """
 
 

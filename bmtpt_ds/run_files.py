@@ -78,7 +78,9 @@ def differing_keys(path: Path, now: Mapping[str, Any]) -> list[str]:
         if _same(before, values):
             continue
         if isinstance(values, dict) and isinstance(before, dict):
-            return [f"{section}.{key}" for key in values if not _same(before.get(key), values[key])]
+            both = {**values, **before}
+            keys = [f"{section}.{key}" for key in both if not _same(before.get(key), values.get(key))]
+            return keys or [section]  # the same in another order
         return [section]
     return []
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bmtpt_ds.cli import main
@@ -46,9 +45,10 @@ def test_weights_that_were_trained_on_are_not_the_runs(exported: Exported, tmp_p
     run = import_(tmp_path / "run", adapter)
     assert f"{adapter}: its weights are not those that were exported" in capsys.readouterr().err
     assert not (run / "results.json").exists()
-    with safe_open(run / "prompt.safetensors", "pt") as stored:
-        assert '"unknown": ["rows_processed"]' in str(stored.metadata())
-    assert "None: the run has not been scored." in (export(run, tmp_path / "again") / "README.md").read_text()
+    assert main(["evaluate", "--prompt", str(run)]) == 0
+    card = (export(run, tmp_path / "again") / "README.md").read_text()
+    assert "None: the run has not been scored." in card and "Not recorded: the prompt was imported." in card
+    assert "Bayesian" not in card
 
 
 @pytest.mark.parametrize("method", ["mpt", "prompt_tuning"])

@@ -162,7 +162,7 @@ def _state(
     """Of the files: what is known of the prompts; of what is not, the state says so itself.
 
     Args:
-        changed: whether others have trained on with what `record` tells of.
+        changed: whether others have trained on with what `record` tells of, so that the prompts are theirs.
     """
     came = [
         {
@@ -173,9 +173,8 @@ def _state(
         }
         for adapter in adapters
     ]
-    if record:
-        known = record.state | identity | {"tasks": tasks or record.tasks, "imported": came}
-        return known | ({"unknown": ["rows_processed"]} if changed else {})
+    if record and not changed:
+        return record.state | identity | {"tasks": tasks or record.tasks, "imported": came}
     return identity | {
         "method": FOREIGN,
         "seed": None,

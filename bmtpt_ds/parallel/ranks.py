@@ -19,7 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_log_level_from_string
 from torch.utils.cpp_extension import get_default_build_root
 
-from bmtpt_ds.errors import UNWRITABLE, UserError
+from bmtpt_ds.errors import UNWRITABLE, UserError, unreachable
 from bmtpt_ds.model.weights import fingerprint
 from bmtpt_ds.parallel.pulse import Pulse, node_name
 from bmtpt_ds.quiet import hush, is_verbose, say_if_longer
@@ -126,6 +126,10 @@ class Ranks:
             value = work()
         except UserError as mistake:
             error = str(mistake)
+        except OSError as failure:  # a path that this node's ranks cannot look at
+            error = unreachable(failure)
+            if error is None:
+                raise
         errors = [e for e in self.gather(error) if e]
         if errors:
             raise UserError(errors[0])

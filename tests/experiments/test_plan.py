@@ -178,7 +178,11 @@ def test_blocks_of_particles_send_what_a_grid_sends() -> None:
     assert predict(blocks, nodes, "resident").traffic == pytest.approx(sum(wire.values()) / gigabyte * 10)
     near = predict(blocks, replace(nodes, gpus=2, nodes=5), "resident").traffic  # each pair on a node
     assert near == pytest.approx((size / 5 + 10 * (4 / 5 * size + size)) / gigabyte)
-    assert {p.ranks % 5 for p in make_plan(blocks, replace(cluster, gpus=5)).growth} == {0}
+    growth = [p.ranks for p in make_plan(blocks, Cluster(gpus=8, nodes=5)).growth]
+    assert growth == [5, 40, 80, 160, 320, 640, 1280, 2560]  # whole nodes of whole blocks
+    assert [p.ranks for p in make_plan(job("t5-3b", "source.particle_ranks=5"), Cluster(gpus=6, nodes=5)).growth][
+        1
+    ] == 30
 
 
 def test_more_ranks_help_until_every_cell_has_one() -> None:
@@ -283,9 +287,13 @@ def test_the_command_that_it_proposes_is_one(tmp_path: Path, capsys: pytest.Capt
     assert load_recipe(options.config, options.set).source.tasks == ["sst2", "rte"]
 
 
-def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "t5-11b", "--gpus", "1", "--gpu-mem", "1"]) == 0
     assert "Nothing fits on 1 rank: larger devices are needed." in capsys.readouterr().out
+    files = ["--json", str(tmp_path / "plan.json"), "--plot", str(tmp_path / "plan.png")]
+    assert main(["plan", "--model", "t5-11b", "--gpus", "1", "--gpu-mem", "1", *files]) == 2
+    assert "--plot: nothing fits on any number of such ranks" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from bmtpt_ds.experiments.launching import Place
 from bmtpt_ds.experiments.scaling import schedule
 from bmtpt_ds.experiments.scaling.jobs import jobs_of, members_of
 from bmtpt_ds.experiments.scaling.table import table
+from bmtpt_ds.run_directory import config_text
 from tests import toy
 from tests.launch import plain, run, started
 
@@ -222,9 +223,44 @@ def test_scores_without_adaptation_are_those_of_all_targets(grid: Path, tmp_path
     job = next(job for job in jobs(grid, tmp_path, zero_shot=True) if job.stage == "evaluate")
     assert not job.finished
     job.outcome.parent.mkdir(parents=True)
-    for tasks, finished in (({"mrpc": {}}, False), ({"mrpc": {}, "rte": {}, "cola": {}}, True)):
-        job.outcome.write_text(json.dumps({"tasks": tasks}))
+    for scores, finished in (({"mrpc": 1}, False), ({"mrpc": 1, "rte": 2, "cola": 9}, True)):
+        job.outcome.write_text(json.dumps({"tasks": {name: {"score": score} for name, score in scores.items()}}))
         assert job.finished == finished
+
+
+def test_variants_of_other_targets_are_scored_without_adaptation_too(grid: Path, tmp_path: Path) -> None:
+    variants = "scale.variants={one: {target.tasks: [mrpc]}, other: {target.tasks: [rte, cola]}}"
+    found = jobs(grid, tmp_path, variants, zero_shot=True)
+    of_smallest = [job for job in found if "tiny-16" in str(job)]
+    (evaluated,) = [job for job in of_smallest if job.stage == "evaluate"]
+    at = evaluated.arguments.index("--task")
+    assert evaluated.arguments[at + 1 : at + 4] == evaluated.tasks == ("mrpc", "rte", "cola")
+    for job in of_smallest:
+        job.outcome.parent.mkdir(parents=True, exist_ok=True)
+        scores = {name: {"score": score} for name, score in {"mrpc": 10, "rte": 20, "cola": 40}.items()}
+        job.outcome.write_text(json.dumps({"mean": 60, "tasks": scores}))
+    rows = [re.split("  +", line)[4:6] for line in table(of_smallest).splitlines()[1:3]]
+    assert rows == [["10.0", "60.0"], ["30.0", "60.0"]]
+
+
+def test_a_finished_run_that_began_elsewhere_does_not_pass_for_this_one(grid: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source, job, *_ = jobs(grid, out)
+    run_dir = job.outcome.parent
+    run_dir.mkdir(parents=True)
+    for particles, passes in ((job.needs.outcome.parent, True), ("elsewhere/bmtpt/source-0", True), ("none", False)):
+        about = {"stage": "adapt", "particles": str(particles)}
+        (run_dir / "config.yaml").write_text(config_text(about, job.member.recipe))
+        if passes:
+            job.check()
+            continue
+        with pytest.raises(UserError, match=f"particles differs from the run in {run_dir}"):
+            job.check()
+    source.outcome.parent.mkdir(parents=True)
+    mpt = job.member.recipe.model_copy(update={"method": "mpt"})
+    (source.outcome.parent / "config.yaml").write_text(config_text({"stage": "source"}, mpt))
+    with pytest.raises(UserError, match="method differs from the run in"):
+        source.check()
 
 
 def test_a_member_that_fails_leaves_the_others_running(grid: Path, tmp_path: Path, models: list[Path]) -> None:
@@ -249,7 +285,8 @@ def test_damaged_scores_are_no_figures(grid: Path, tmp_path: Path) -> None:
     found = jobs(grid, tmp_path / "out", "scale.seeds=[0, 1]", zero_shot=True)
     for job in found:
         job.outcome.parent.mkdir(parents=True, exist_ok=True)
-        job.outcome.write_text('{"mean": 40.0}' if job.stage == "evaluate" else '{"mean": 60.0}')
+        scores = {name: {"score": 40.0} for name in ("mrpc", "rte")}
+        job.outcome.write_text(json.dumps({"tasks": scores} if job.stage == "evaluate" else {"mean": 60.0}))
     of_smallest = [job for job in found if "tiny-16" in str(job)]
     damaged = ['{"mean"', "[]", None]  # None: it is gone
     for stage, text in zip(("evaluate", "adapt", "evaluate"), damaged, strict=True):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bmtpt_ds.config import Recipe
+from bmtpt_ds.errors import UserError
 from bmtpt_ds.experiments.planning.cluster import Cluster
 from bmtpt_ds.experiments.planning.job import Job
 from bmtpt_ds.experiments.planning.predict import Prediction, predict
@@ -44,6 +45,8 @@ def run_plan(
     check_files({"--json": json_file, "--plot": plot_file})
     job = Job(architecture_by_name(recipe.model.name_or_path), recipe, source_tasks(recipe))
     made = make_plan(job, cluster)
+    if plot_file and not made.growth:
+        raise UserError("--plot: nothing fits on any number of such ranks, there is nothing to draw; leave it out")
     if json_file:
         values = {"model": recipe.model.name_or_path, "cluster": asdict(cluster), **asdict(made)}
         write_atomically(json_file, (json.dumps(values, indent=1) + "\n").encode())
@@ -56,11 +59,21 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
     """Compares layouts and sizes, those that the recipe's blocks of particles can be dealt to."""
     layouts = [predict(job, cluster, layout) for layout in candidates(cluster)]
     blocks, growth = particle_ranks(job.recipe.source, cluster.ranks), []
-    for smaller in [sized for sized in map(cluster.of_ranks, SIZES) if sized.ranks % blocks == 0]:
-        best = fastest([predict(job, smaller, layout) for layout in candidates(smaller)])
+    for sized in _sizes(cluster, blocks):
+        best = fastest([predict(job, sized, layout) for layout in candidates(sized)])
         if best is not None:
             growth.append(best)
     return Plan(layouts, fastest(layouts), growth)
+
+
+def _sizes(cluster: Cluster, blocks: int) -> list[Cluster]:
+    """From one rank a block on, twice as many each time, on as few nodes as hold them; with blocks also as asked for,
+    since whole nodes may not be equal blocks."""
+    found = {1: cluster.of_ranks(1)} if blocks == 1 else {cluster.ranks: cluster}
+    for count in [blocks * size for size in SIZES if blocks * size <= SIZES[-1]]:
+        sized = cluster.of_ranks(count)
+        found.setdefault(sized.ranks, sized)
+    return [found[ranks] for ranks in sorted(found) if ranks % blocks == 0]
 
 
 def candidates(cluster: Cluster) -> list[str]:

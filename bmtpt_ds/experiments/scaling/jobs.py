@@ -11,7 +11,7 @@ from bmtpt_ds.config import Recipe, load_recipe
 from bmtpt_ds.config.methods import SOURCE_KIND, WITHOUT_SOURCE
 from bmtpt_ds.config.scale import SPECIAL, Changes, ScaleConfig
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.run_files import CONFIG, RESULTS, ZERO_SHOT, differing_keys
+from bmtpt_ds.run_files import CONFIG, RESULTS, ZERO_SHOT, differing_keys, read_config, started_from
 from bmtpt_ds.stage_inputs import adaptation_runs, check_source_method, check_target_method, source_tasks
 
 # what of a recipe decides on the particles: variants that differ in nothing of it share a source stage
@@ -49,6 +49,8 @@ class Job:
     arguments: tuple[str, ...]
     outcome: Path  # the file that it leaves when it is finished
     needs: "Job | None" = None
+    particles: str | None = None  # of adapt: where it begins
+    tasks: tuple[str, ...] = ()  # of evaluate
 
     @property
     def log(self) -> Path:
@@ -59,34 +61,47 @@ class Job:
     def finished(self) -> bool:
         if self.stage != "evaluate":
             return self.outcome.is_file()
-        return scored_tasks(self.outcome) >= set(self.member.recipe.target.tasks)
+        return scores_of(self.outcome).keys() >= set(self.tasks)
 
     def check(self) -> None:
         """Refuses a run that is there and is not this one's, before it passes for it.
 
         Raises:
-            UserError: of another recipe.
+            UserError: of another recipe, or begun at other particles.
         """
         run_dir, recipe = self.outcome.parent, self.member.recipe
         if self.stage == "evaluate" or not (run_dir / CONFIG).is_file():
             return
-        values = recipe.model_dump(mode="json")
+        values, keys = recipe.model_dump(mode="json"), []
         if self.stage == "source":  # whatever follows it
             values = {"run": values["run"], **_of_source(recipe)}
-        if keys := differing_keys(run_dir, values):
+            theirs = read_config(run_dir / CONFIG).get("method", "bmtpt")
+            keys += ["method"] if SOURCE_KIND.get(theirs) != SOURCE_KIND[recipe.method] else []
+        elif not self._begins_at(started_from(run_dir)):
+            keys.append("particles")
+        keys += differing_keys(run_dir, values)
+        if keys:
             what = f"{', '.join(keys)} differs from the run in {run_dir}"
             raise UserError(f"{self}: {what}; take its values, give another --out, or move that run away")
+
+    def _begins_at(self, particles: str | None) -> bool:
+        """Whether that is where this adaptation begins, though the grid's folder may have been named in another way."""
+        if None in (particles, self.particles) or "none" in (particles, self.particles):
+            return particles == self.particles
+        theirs, ours = Path(particles), Path(self.particles)
+        return theirs.resolve() == ours.resolve() or (self.needs is not None and theirs.parts[-2:] == ours.parts[-2:])
 
     def __str__(self) -> str:
         return f"{self.member}: {self.stage}"
 
 
-def scored_tasks(file: Path) -> set[str]:
-    """Whose scores a file of `bmtpt evaluate --json` has; none where there is no such file."""
+def scores_of(file: Path) -> dict[str, float]:
+    """The tasks' scores in a file of `bmtpt evaluate --json`; none where there is no such file, or a damaged one."""
     try:
-        return set(json.loads(file.read_text(encoding="utf-8"))["tasks"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return set()
+        tasks = json.loads(file.read_text(encoding="utf-8"))["tasks"]
+        return {name: float(score["score"]) for name, score in tasks.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def members_of(name: str, overrides: Sequence[str], scale: ScaleConfig, layout: str | None) -> list[Member]:
@@ -157,6 +172,9 @@ def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool)
         out: the folder of all runs: `<model>/<variant>/source-<seed>` and `adapt-<seed>`, or `adapt-<shots>-<seed>`.
     """
     sources: dict[str, Job] = {}
+    targets: dict[str, dict[str, None]] = {}  # of a source stage, those of all members that share it, each once
+    for member in members:
+        targets.setdefault(_source_key(member), {}).update(dict.fromkeys(member.recipe.target.tasks))
     jobs: list[Job] = []
     for member in members:
         particles, source = member.particles, None
@@ -166,7 +184,7 @@ def jobs_of(name: str, members: Sequence[Member], out: Path, *, zero_shot: bool)
                 sources[key] = _stage("source", name, member, out)
                 jobs.append(sources[key])
                 if zero_shot and SOURCE_KIND[member.recipe.method] != "a prompt a task":  # which has none for others
-                    jobs.append(_evaluation(sources[key]))
+                    jobs.append(_evaluation(sources[key], tuple(targets[key])))
             source = sources[key]
             particles = str(source.outcome.parent)
         jobs.append(_stage("adapt", name, member, out, source, particles))
@@ -196,12 +214,13 @@ def _stage(
     words += ["--particles", particles] if particles is not None else []
     words += ["--deepspeed_config", member.layout] if member.layout is not None else []
     words += ["--run-dir", str(run_dir), "--resume"]
-    return Job(stage, member, tuple(words), run_dir / RESULTS, needs)
+    return Job(stage, member, tuple(words), run_dir / RESULTS, needs, particles)
 
 
-def _evaluation(source: Job) -> Job:
+def _evaluation(source: Job, tasks: tuple[str, ...]) -> Job:
     """The particles' mean on the target tasks."""
     member, run_dir = source.member, source.outcome.parent
-    words = ["evaluate", "--prompt", str(run_dir), "--task", *member.recipe.target.tasks, "--split", "test"]
+    words = ["evaluate", "--prompt", str(run_dir), "--task", *tasks, "--split", "test"]
     words += ["--deepspeed_config", member.layout] if member.layout is not None else []
-    return Job("evaluate", member, (*words, "--json", str(run_dir / ZERO_SHOT)), run_dir / ZERO_SHOT, source)
+    words += ["--json", str(run_dir / ZERO_SHOT)]
+    return Job("evaluate", member, tuple(words), run_dir / ZERO_SHOT, source, tasks=tasks)

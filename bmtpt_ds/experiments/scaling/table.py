@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from bmtpt_ds.experiments.reporting.groups import parameters
 from bmtpt_ds.experiments.reporting.records import read_lines
-from bmtpt_ds.experiments.scaling.jobs import Job
+from bmtpt_ds.experiments.scaling.jobs import Job, scores_of
 from bmtpt_ds.readable import mean_and_spread, readable_bytes, short_time
 from bmtpt_ds.run_files import METRICS, ZERO_SHOT
 
@@ -48,7 +48,10 @@ def _score(file: Path) -> float | None:
 
 
 def _zero_shot(job: Job) -> float | None:
-    return _score(job.needs.outcome.with_name(ZERO_SHOT)) if job.needs else None
+    """Of its own target tasks: members that share the source stage may have others."""
+    scores = scores_of(job.needs.outcome.with_name(ZERO_SHOT)) if job.needs else {}
+    own = [scores.get(name) for name in job.member.recipe.target.tasks]
+    return None if None in own else fmean(own)
 
 
 def _mean(scores: Iterable[float | None]) -> str:
