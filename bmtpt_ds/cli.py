@@ -9,7 +9,7 @@ from typing import NoReturn
 from bmtpt_ds import __version__
 from bmtpt_ds.arguments import Parser
 from bmtpt_ds.commands.text_lines import end_output
-from bmtpt_ds.errors import UserError, unreachable
+from bmtpt_ds.errors import RankError, UserError, unreachable
 from bmtpt_ds.quiet import is_first_rank, let_first_rank_speak, print_line, quieten
 from bmtpt_ds.stopping import Stopped
 from bmtpt_ds.subcommands import experiments, inputs, reports, sharing, stages
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         return 0
     except UserError as mistake:
-        return _refuse(options.command, str(mistake))
+        return _refuse(options.command, str(mistake), whoever=isinstance(mistake, RankError))
     except OSError as error:  # looking whether there is something may raise it, anywhere
         said = unreachable(error)
         if said is None:
@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _refuse(command: str, mistake: str) -> int:
-    if is_first_rank():
+def _refuse(command: str, mistake: str, *, whoever: bool = False) -> int:
+    """`whoever`: whether every rank that it happens to says so."""
+    if is_first_rank() or whoever:
         # names of files, and what libraries say, may hold line breaks
         print_line(f"bmtpt {command}: {' '.join(mistake.splitlines())}")
     else:

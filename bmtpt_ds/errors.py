@@ -31,6 +31,10 @@ class UserError(Exception):
     """
 
 
+class RankError(UserError):
+    """A mistake that one rank of a job has found alone: that rank says it, whichever it is."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error's text that offers the known name most like `name`; "" where none is like it."""
     close = difflib.get_close_matches(name, list(known), n=1)

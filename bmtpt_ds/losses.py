@@ -14,7 +14,7 @@ from bmtpt_ds.data.order import stream
 from bmtpt_ds.data.plan import plan_micro_batches
 from bmtpt_ds.data.tokens import Batch, upload
 from bmtpt_ds.data.work import HostPass, StepRows, StepWork, host_pass, plan_step
-from bmtpt_ds.errors import UserError
+from bmtpt_ds.errors import RankError
 from bmtpt_ds.model.backbone import Backbone
 from bmtpt_ds.model.packed_pass import PackedPasses, can_pack
 from bmtpt_ds.parallel import Grid, Sharded
@@ -278,16 +278,17 @@ class GradientPass:
             yield from (host_pass(batch, work.rows, prompts, self._pad_id, own.packing) for batch in batches)
 
     def _halve(self, work: StepWork, prompts: int) -> None:
-        if all(len(own.cells) == 1 for own in self._that_fit(work, prompts)):
-            raise UserError(
+        largest = max((own.tokens for own in self._that_fit(work, prompts) if len(own.cells) > 1), default=0)
+        if not largest:
+            raise RankError(
                 f"out of memory with micro-batches of one row (of up to {work.longest} tokens): shorten "
                 "model.max_source_length, set model.activation_checkpointing=true, or shard over more devices"
             )
-        half = self.max_tokens // 2
+        half = largest // 2  # what may be had in a pass can be far more than a step has
         if self._model.synced:
             # The others wait inside this rank's pass; only a new start gets all ranks in step again.
-            raise UserError(
-                f"out of memory with micro-batches of {self.max_tokens} tokens: "
+            raise RankError(
+                f"out of memory with micro-batches of {largest} tokens: "
                 f"go on with --resume --set run.max_tokens_per_micro_batch={half}"
             )
         self.max_tokens = half

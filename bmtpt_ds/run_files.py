@@ -17,7 +17,7 @@ PARTS = ("teachers", "probe")  # of methods whose stage has a part before it: MP
 # what may differ when a run goes on: it changes how it runs, not what it computes
 FREE = (
     *(f"run.{key}" for key in RunConfig.model_fields if key != "seed"),
-    "evaluate",
+    "evaluate.batch_size",  # not scoring: the best step is chosen by it
     "model.cuda_graphs",
     "source.particle_ranks",
     "source.svgd.backend",

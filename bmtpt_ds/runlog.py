@@ -5,7 +5,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from tqdm import tqdm
 
 from bmtpt_ds.checkpoint import GO_ON
 from bmtpt_ds.config import NOT_TASKS
-from bmtpt_ds.errors import UserError, written
-from bmtpt_ds.files import check_writable, write_atomically
+from bmtpt_ds.errors import written
+from bmtpt_ds.files import write_atomically
 from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.parallel.measure import peak_memory
 from bmtpt_ds.phases import Phases
@@ -171,22 +170,6 @@ class RunLog:
         if board is not None and board.summary_writer is not None:
             with suppress(OSError):  # every line has been flushed: nothing is left to be lost
                 board.summary_writer.close()
-
-
-def check_monitors(ds: Mapping[str, Any], source: str) -> None:
-    """Refuses a monitor that could not write, before a run leaves anything behind; `source` is the JSON's name.
-
-    Raises:
-        UserError: wandb is asked for and missing, or an output_path cannot be written.
-    """
-    if (ds.get("wandb") or {}).get("enabled") and find_spec("wandb") is None:
-        raise UserError(
-            f"{source}: wandb.enabled is true but wandb is not installed: pip install wandb, or write false"
-        )
-    for name in ("tensorboard", "csv_monitor"):
-        folder = (ds.get(name) or {}).get("output_path")
-        if folder:
-            check_writable(Path(folder), f"{source}: {name}.output_path")
 
 
 def _monitor_sections(ds: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 `bmtpt check` asks here what the commands ask that run a recipe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from math import gcd
+from pathlib import Path
 from typing import Any
 
 from bmtpt_ds.config import Recipe, SourceConfig, deepspeed_json
@@ -12,6 +14,7 @@ from bmtpt_ds.config.methods import SOURCE_KIND, TUNES_WEIGHTS, WITHOUT_SOURCE
 from bmtpt_ds.data.prepared import Prepared
 from bmtpt_ds.data.splits import Splits, few_shot, fewer_to_score, load_task
 from bmtpt_ds.errors import UserError
+from bmtpt_ds.files import check_writable
 from bmtpt_ds.tasks import Task, get_task
 
 DEFAULT_JSON = "resident"
@@ -29,6 +32,22 @@ def read_deepspeed(recipe: Recipe, json_name: str | None) -> dict[str, Any]:
     return ds
 
 
+def check_monitors(ds: Mapping[str, Any], source: str) -> None:
+    """Refuses a monitor that could not write, before a run leaves anything behind; `source` is the JSON's name.
+
+    Raises:
+        UserError: wandb is asked for and missing, or an output_path cannot be written.
+    """
+    if (ds.get("wandb") or {}).get("enabled") and find_spec("wandb") is None:
+        raise UserError(
+            f"{source}: wandb.enabled is true but wandb is not installed: pip install wandb, or write false"
+        )
+    for name in ("tensorboard", "csv_monitor"):
+        folder = (ds.get(name) or {}).get("output_path")
+        if folder:
+            check_writable(Path(folder), f"{source}: {name}.output_path")
+
+
 def check_source_method(recipe: Recipe) -> None:
     """Refuses a source stage that the recipe's method cannot have.
 
@@ -43,7 +62,10 @@ def check_source_method(recipe: Recipe) -> None:
             f"source.tasks_per_step: {source.kappa}, but method {method} trains every task's own prompt in every step: "
             "set it to all"
         )
-    if SOURCE_KIND[method] != "particles" and source.particle_ranks not in ("auto", 1):
+    blocks = 1 if source.particle_ranks == "auto" else source.particle_ranks
+    if source.particles % blocks:
+        raise UserError(f"source.particle_ranks: {blocks} must divide the {source.particles} particles; set auto")
+    if SOURCE_KIND[method] != "particles" and blocks > 1:
         raise UserError(
             f"source.particle_ranks: {source.particle_ranks}, but method {method} has no particles: set auto"
         )

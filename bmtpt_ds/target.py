@@ -204,12 +204,13 @@ def update(
     tuned, losses, rows = adaptation.tuned, losses.view_as(counts), counts.sum(dim=1)  # [R]
     of_runs = [gradient.reshape(len(counts), -1) for gradient in gradients]
     prior_loss = prior_norm = torch.zeros_like(rows)
+    finite = torch.isfinite(losses).all(dim=1)  # [R]
     with phases("prior"):
         if prior.kind != "none":
             prior_loss, of_prior = prior.gradient(tuned.composed(), counts / rows[:, None])
             prior_norm = of_prior.flatten(1).norm(dim=1)
             gradients = [gradients[0] + of_prior.view_as(gradients[0])]
-    finite = torch.isfinite(losses).all(dim=1)  # [R]
+            finite &= torch.isfinite(prior_loss) & torch.isfinite(prior_norm)
     for gradient in of_runs:
         finite &= torch.isfinite(gradient).all(dim=1)
 
@@ -281,7 +282,7 @@ def _heed(flags: Iterable[tuple[int, bool, bool]], adaptation: Adaptation, runs:
         if finite:
             continue
         for run, count in zip(runs, adaptation.skipped_in_a_row.tolist(), strict=True):
-            if count > MAX_SKIPPED:
+            if count > (run.drawn_as.max_skipped if run.drawn_as else MAX_SKIPPED):
                 which = f"run {run.name}: " if run.name else ""
                 keys = "source.lr" if run.drawn_as else " and ".join(_RATES[name] for name in adaptation.tuned.rates)
                 raise UserError(

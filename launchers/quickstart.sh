@@ -6,5 +6,6 @@ run="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/run.sh"
 echo "quickstart: bmtpt demo $*" >&2
 status=0
 bash "$run" bmtpt demo "$@" || status=$?
-[ "$status" != 0 ] || echo "For these commands in this shell: source $(dirname "$(dirname "$run")")/.venv/bin/activate"
+activate="$(dirname "$(dirname "$run")")/.venv/bin/activate"
+[ "$status" != 0 ] || printf 'For these commands in this shell: source %q\n' "$activate"
 exit "$status"

@@ -232,6 +232,16 @@ def test_paths_that_may_not_even_be_looked_at(bench: Bench, tmp_path_factory) ->
     assert not bench.run_dir.exists()
 
 
+def test_what_one_rank_cannot_look_at_is_a_mistake_on_all(loaded, tmp_path: Path) -> None:
+    def look() -> None:
+        os.stat(tmp_path / ("x" * 300))
+
+    with pytest.raises(UserError, match="x: File name too long; give a shorter one"):
+        loaded.ranks.together(look)
+    with pytest.raises(FileNotFoundError):  # a fault of ours
+        loaded.ranks.together(lambda: os.stat(tmp_path / "gone"))
+
+
 def test_a_home_folder_that_may_not_be_written(bench: Bench, locked: Path) -> None:
     environment = launch.environment() | {"TORCH_EXTENSIONS_DIR": str(locked / "extensions")}
     command = [*ORDINARY, *launch.plain(*bench.source())]

@@ -41,7 +41,7 @@ case.setting("lr_nan", "source.lr=.nan", "source.lr", "finite")
 case.setting("lr_nan_text", "source.lr=nan", "source.lr", "finite")
 case.setting("warmup", "source.warmup_steps=6", "warmup_steps (6) should be below steps (6)")
 case.setting("prompt_length", "prompt.length=94", "prompt.length 94", "93 tokens")
-case.setting("sigma", "target.sigma=0", "target.sigma", "greater than 0", "got 0", stage="adapt")
+case.setting("sigma", "target.sigma=0", "target.sigma", "greater than or equal to 0.0000000001", "got 0", stage="adapt")
 case.setting("shots", "target.shots=61", "target.shots: 61", "give 1 to 60", stage="adapt")
 case.setting("shots_0", "target.shots=0", "target.shots", "greater than or equal to 1", "got 0", stage="adapt")
 case.setting(

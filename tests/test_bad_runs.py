@@ -107,6 +107,21 @@ def resume_with_another_recipe(b: Bench):
 
 
 @case
+def resume_with_another_scoring(b: Bench):
+    """The best step so far was chosen by the other one."""
+    b.interrupted(b.runs.adapt)
+    return b.adapt("--resume", "--set", "evaluate.scoring=labels"), ["--resume: evaluate.scoring differs"]
+
+
+@case
+def resume_of_a_later_version(b: Bench):
+    """Whose recipe had a key that is not known here: what it did, nobody can say."""
+    config = b.interrupted(b.runs.source) / "config.yaml"
+    config.write_text(config.read_text().replace("source:\n", "source:\n  annealing: 3\n", 1))
+    return b.source("--resume", "--set", "data.prefix=true"), ["--resume: source.annealing differs"]
+
+
+@case
 def resume_of_before_a_key_existed(b: Bench):
     """What is missing had the default's meaning: it differs from another value, and from that alone."""
     b.interrupted(b.runs.source)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,19 @@ def own_task_without_files(b: Bench):
 
 
 @case
+def blocks_of_unequal_particles(b: Bench):
+    return b.check("--set", "source.particle_ranks=2"), ["source.particle_ranks: 2 must divide the 3 particles"]
+
+
+@case
+def wandb_that_is_not_installed(b: Bench):
+    if find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    file = b.json({"wandb": {"enabled": True}})
+    return b.check(*file), ["wandb.enabled is true but wandb is not installed"]
+
+
+@case
 def shard_missing(b: Bench):
     model, named = b.model()
     index = {"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}
@@ -235,6 +249,14 @@ def size_of_nothing(b: Bench):
 @pytest.mark.parametrize("name", case)
 def test_mistake(name: str, bench: Bench, capsys: pytest.CaptureFixture) -> None:
     assert_refused(case[name], bench, capsys)
+
+
+@pytest.mark.parametrize(
+    "settings", [["method=prompt_tuning", "source.rows_per_task=100"], ["method=lora", "prompt.length=95"]]
+)
+def test_what_a_method_does_not_look_at_is_no_mistake(recipe: Path, capsys, settings: list[str]) -> None:
+    assert main(["check", "--config", str(recipe), *(word for text in settings for word in ("--set", text))]) == 0
+    assert capsys.readouterr().out.endswith("ok\n")
 
 
 def test_a_run_finds_the_missing_shard_too(bench: Bench, capsys) -> None:

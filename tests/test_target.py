@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bmtpt_ds.adaptation.runs import TargetRun
 from bmtpt_ds.adaptation.tuned import TunedPrompt
-from bmtpt_ds.config import TargetConfig
+from bmtpt_ds.config import Recipe, SourceConfig, TargetConfig
 from bmtpt_ds.data.tokens import TokenRow, collate
+from bmtpt_ds.errors import UserError
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.prompts import ComposedPrompt
 from bmtpt_ds.phases import Phases
-from bmtpt_ds.target import Adaptation, Prior, update
+from bmtpt_ds.target import Adaptation, Prior, _heed, update
 from tests.one_step import gradient_of_rows
 
 CPU = torch.device("cpu")
@@ -211,6 +213,30 @@ def test_a_run_steps_as_torch_does_and_skips_alone(optimizer: str) -> None:
             theirs.step()
         for ours, expected in zip(found.tuned.of_run(run).tensors(), leaves, strict=True):
             torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_prior_that_is_not_finite_moves_nothing_either() -> None:
+    """Of a sigma whose square float32 does not hold."""
+    target, begin = TargetConfig(steps=10, warmup_steps=0), TunedPrompt.begin(PARTICLES[:2], 3)
+    found = Adaptation(begin, target)
+    before = [tensor.clone() for tensor in begin.tensors()]
+    steps(found, target, Prior("gaussian", PARTICLES, 1e-30), 1, 2)
+    assert found.skipped.tolist() == [2, 2]
+    assert all(torch.equal(old, new) for old, new in zip(before, found.tuned.tensors(), strict=True))
+    assert torch.isfinite(found.prior).all()
+
+
+@pytest.mark.parametrize(("most", "stops"), [(2, True), (3, False)])
+def test_a_source_stage_in_this_loop_stops_as_its_recipe_says(most: int, stops: bool) -> None:
+    source = SourceConfig(tasks=["sst2"], max_skipped=most)
+    run = TargetRun("", Recipe(source=source), [], drawn_as=source)
+    adaptation = Adaptation(TunedPrompt.begin(PARTICLES[:1], 3), TargetConfig(steps=10, warmup_steps=0))
+    steps(adaptation, TargetConfig(steps=10, warmup_steps=0), Prior("none", PARTICLES, 1.0), 1, 3, poisoned=[1, 2, 3])
+    if not stops:
+        assert not _heed([(3, False, False)], adaptation, [run])
+        return
+    with pytest.raises(UserError, match=r"not finite for 3 steps in a row; lower source\.lr"):
+        _heed([(3, False, False)], adaptation, [run])
 
 
 def test_a_run_of_several_is_the_run_alone() -> None:

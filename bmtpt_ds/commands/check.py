@@ -24,6 +24,7 @@ from bmtpt_ds.model_folder import (
 from bmtpt_ds.readable import readable_bytes
 from bmtpt_ds.stage_inputs import (
     DEFAULT_JSON,
+    check_monitors,
     check_source_method,
     check_source_rows,
     every_task,
@@ -66,8 +67,9 @@ def check_recipe(recipe: Recipe, name: str, json_name: str | None) -> str:
     targets = target_tasks(recipe) if recipe.target.tasks else []
     ds = read_deepspeed(recipe, json_name)
     architecture, model = _model(recipe)
-    if architecture:
-        common_tokens(architecture.vocab_size, recipe.prompt.length)
+    if architecture and recipe.prompt_length:
+        common_tokens(architecture.vocab_size, recipe.prompt_length)
+    check_monitors(ds, json_name or DEFAULT_JSON)
     splits = _read_local(recipe, tasks)
     lines = [
         _Line("recipe", name),
@@ -147,11 +149,11 @@ def _read_local(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, Splits]:
 def _source(recipe: Recipe, tasks: Sequence[Task], splits: dict[str, Splits]) -> list[_Line]:
     if not tasks:
         return [_Line("source", "no tasks")]
+    if recipe.method in WITHOUT_SOURCE:
+        return [_Line("source", f"method {recipe.method} has no source stage")]
     for task in tasks:
         if task.name in splits:
             check_source_rows(recipe, task, splits[task.name].train)
-    if recipe.method in WITHOUT_SOURCE:
-        return [_Line("source", f"method {recipe.method} has no source stage")]
     check_source_method(recipe)
     source, kind = recipe.source, SOURCE_KIND[recipe.method]
     counts = {"task": source.kappa, "row": source.rows_per_task}

@@ -49,8 +49,8 @@ def run_evaluate(
         raise UserError(f"--task {strange[0]}: the prompt in {prompt_dir} is for {', '.join(own)}")
     for task in tasks:
         task.check_scoring(recipe.evaluate.scoring)
-    check_files({"--json": json_file, "--predictions": predictions_file})
     ds, ranks = start(recipe, json_name)
+    ranks.first_does(lambda: check_files({"--json": json_file, "--predictions": predictions_file}))
     stored = ranks.from_first(ranks.first_does(lambda: read_run(prompt_dir, trained)))
     for task in tasks:
         check_answers(stored, task.name)

@@ -19,6 +19,7 @@ from bmtpt_ds.errors import UserError, nearest
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # as torch takes them
 Beta = Annotated[float, Field(ge=0, lt=1)]
 NOT_TASKS = {"mean", "best", "best_step"}  # stand beside the tasks' names in the log's validation lines
 Damping = Annotated[float, Field(gt=0, le=1)]
@@ -120,7 +121,7 @@ class TargetConfig(StageConfig):
 
     multi: bool = False  # all tasks at once, W shared; else one task a run
     # a run of each of these seeds, and of each task, side by side in one job; default: one run, of run.seed
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     shots: Count | None = None  # k examples of a task; default: every training row
     steps: Count = 30_000
     batch_size: Count = 32
@@ -130,7 +131,7 @@ class TargetConfig(StageConfig):
     # what the prompt begins at: the particles' mean, or one of them, by its number from 0, then the prior's only one
     start: Literal["mean"] | Annotated[int, Field(ge=0)] = "mean"
     prior: Literal["gaussian", "mixture", "none"] = "gaussian"
-    sigma: Positive = 1e5
+    sigma: Annotated[float, Field(ge=1e-10, le=1e15)] = 1e5  # whose squares float32 can hold
     eval_every: Count | None = 1000  # steps between validations, of which the best counts; null: the last step counts
 
     @model_validator(mode="after")
@@ -150,7 +151,7 @@ class EvaluateConfig(Section):
 
 class DataConfig(Section):
     root: str | None = None  # folder of <task>/{train,validation,test}.jsonl, or of `bmtpt prepare`; default: the hub
-    split_seed: Annotated[int, Field(ge=0)] = 42
+    split_seed: Seed = 42
     # validation and test rows of a task that are scored, drawn with split_seed where there are more; default: all
     max_eval_rows: Count | None = None
     prefix: bool = False  # the task's name in front of the text
@@ -172,7 +173,7 @@ class DataConfig(Section):
 class RunConfig(Section):
     # what reports call it and its like; default: the method, and by what it differs from other runs
     name: str | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     log_every: Count = 10
     save_every: Count = 1000
     keep: Count = 2  # checkpoints kept

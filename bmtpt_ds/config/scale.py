@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bmtpt_ds.config.recipe import read_recipe_values
+from bmtpt_ds.config.recipe import Seed, read_recipe_values
 from bmtpt_ds.config.values import Section, apply_override, first_problem, repeated
 from bmtpt_ds.errors import UserError
 
@@ -19,7 +19,7 @@ class ScaleConfig(Section):
     tasks."""
 
     models: list[str] = Field(default_factory=list)  # default: the recipe's own
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)  # of both stages; default: the recipe's own
+    seeds: list[Seed] = Field(default_factory=list)  # of both stages; default: the recipe's own
     # by name, what of the recipe is another: {no_prior: {target.prior: none}}; default: the recipe as it is
     variants: dict[str, Changes] = Field(default_factory=dict)
     # labelled rows of a target task, null: all; default: the recipe's own. They share a source stage.

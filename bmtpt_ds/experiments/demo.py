@@ -5,6 +5,7 @@ single prompt (M = 1), and both are adapted to three unseen tasks with six label
 """
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def _clear(out: Path) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if there - own:
         raise UserError(f"--out {out}: holds {min(there - own)}, which is not of the demo; give another folder")
+    if there and "demo.log" not in there:  # the first thing that a demo writes; the other names may be anybody's
+        raise UserError(f"--out {out}: holds {min(there)}, but no demo.log: not of the demo; give another folder")
     for name in there - {"model"}:
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
     with written(f"--out {out}"):
@@ -199,10 +202,11 @@ def score_lines(recipe: Recipe, scores: Scores) -> str:
 
 def _closing(folder: Path) -> str:
     text = "topic: course text: tomorrow she saw five lovely tiny red soup in the forest"
+    run = shlex.quote(f"{folder}/target/bmtpt/runs/course-0")
     return f"""Picture:             {folder}/demo.png
 Figures:             {folder}/demo.json
 Everything printed:  {folder}/demo.log
 Next:
-  tensorboard --logdir {folder}
-  echo "{text}" | bmtpt predict --prompt {folder}/target/bmtpt/runs/course-0
+  tensorboard --logdir {shlex.quote(str(folder))}
+  echo "{text}" | bmtpt predict --prompt {run}
   bmtpt source --config first_run --run-dir runs/source      # a real T5 and real tasks, from the hub"""

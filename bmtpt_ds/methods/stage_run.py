@@ -10,9 +10,10 @@ from bmtpt_ds.parallel import Ranks
 from bmtpt_ds.prompt_files import check_belongs
 from bmtpt_ds.quiet import say
 from bmtpt_ds.run_directory import RunDirectory
-from bmtpt_ds.runlog import RunLog, check_monitors
+from bmtpt_ds.runlog import RunLog
 from bmtpt_ds.session import Session
 from bmtpt_ds.source import Posterior
+from bmtpt_ds.stage_inputs import check_monitors
 
 
 def nothing_to_do(ranks: Ranks, directory: RunDirectory, ds: dict, json_name: str | None) -> bool:

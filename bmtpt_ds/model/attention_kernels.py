@@ -86,6 +86,7 @@ def forward_kernel(
         tiles_ptr, rows_ptr, seen_ptr, q_row, k_row, out_row, D
     )
     head = tl.program_id(1)
+    at_bias = head.to(tl.int64) * bias_head  # of rows of 16,384 tokens the ninth head's is beyond 32 bits
     m = number * QUERIES + tl.arange(0, QUERIES)
     real = m < queries
     q = load_tokens(q_ptr + at_query, m, real, q_row, D, BLOCK_D)
@@ -94,7 +95,7 @@ def forward_kernel(
     out = tl.zeros([QUERIES, BLOCK_D], tl.float32)
     for begin in tl.range(0, seen, KEYS):
         _k, v, s = keys_of_block(
-            begin, q, k_ptr + at_key, v_ptr + at_key, m, real, seen, scale, bias_ptr, head * bias_head, bias_row, k_row,
+            begin, q, k_ptr + at_key, v_ptr + at_key, m, real, seen, scale, bias_ptr, at_bias, bias_row, k_row,
             D, BLOCK_D, KEYS, BIAS,
         )  # fmt: skip
         above = tl.maximum(top, tl.max(s, axis=1))
@@ -117,6 +118,7 @@ def queries_kernel(
         tiles_ptr, rows_ptr, seen_ptr, q_row, k_row, out_row, D
     )
     head = tl.program_id(1)
+    at_bias = head.to(tl.int64) * bias_head  # of rows of 16,384 tokens the ninth head's is beyond 32 bits
     m = number * QUERIES + tl.arange(0, QUERIES)
     real = m < queries
     q = load_tokens(q_ptr + at_query, m, real, q_row, D, BLOCK_D)
@@ -129,7 +131,7 @@ def queries_kernel(
     of_q = tl.zeros([QUERIES, BLOCK_D], tl.float32)
     for begin in tl.range(0, seen, KEYS):
         k, v, s = keys_of_block(
-            begin, q, k_ptr + at_key, v_ptr + at_key, m, real, seen, scale, bias_ptr, head * bias_head, bias_row, k_row,
+            begin, q, k_ptr + at_key, v_ptr + at_key, m, real, seen, scale, bias_ptr, at_bias, bias_row, k_row,
             D, BLOCK_D, KEYS, BIAS,
         )  # fmt: skip
         p = tl.exp2(s - sums[:, None])
@@ -149,6 +151,7 @@ def keys_kernel(
         tiles_ptr, rows_ptr, seen_ptr, q_row, k_row, out_row, D
     )
     head = tl.program_id(1)
+    at_bias = head.to(tl.int64) * bias_head  # of rows of 16,384 tokens the ninth head's is beyond 32 bits
     n = number * KEYS + tl.arange(0, KEYS)
     k = load_tokens(k_ptr + at_key, n, n < seen, k_row, D, BLOCK_D)
     v = load_tokens(v_ptr + at_key, n, n < seen, k_row, D, BLOCK_D)
@@ -163,7 +166,7 @@ def keys_kernel(
         sums = tl.load(sums_ptr + at_sums, mask=real, other=0.0)
         delta = tl.load(delta_ptr + at_sums, mask=real, other=0.0)
         s = scores_of(
-            k, q, scale, bias_ptr, head * bias_head, 1, bias_row, n[:, None], m[None, :], real[None, :],
+            k, q, scale, bias_ptr, at_bias, 1, bias_row, n[:, None], m[None, :], real[None, :],
             (n < seen)[:, None], BIAS,
         )  # fmt: skip
         p = tl.exp2(s - sums[None, :])

@@ -24,6 +24,7 @@ from bmtpt_ds.model.attention import Tiling, tiles_on
 from bmtpt_ds.model.backbone import Backbone, token_losses
 from bmtpt_ds.model.frozen import runs_whole
 from bmtpt_ds.model.packed import Spans, position_bias
+from bmtpt_ds.model.whole_block import can_be_whole
 
 _MOST = 64  # sizes whose graphs are kept
 
@@ -33,7 +34,7 @@ def can_pack(backbone: Backbone, device: torch.device) -> bool:
     blocks = [*backbone.encoder.block, *backbone.decoder.block]
     return (
         runs_whole(device, backbone.shared.weight.dtype)
-        and all("forward" in vars(block) for block in blocks)
+        and all(can_be_whole(block) and "forward" in vars(block) for block in blocks)  # ZeRO-3 has all of them forward
         and not backbone.config.dropout_rate
     )
 

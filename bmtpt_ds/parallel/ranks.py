@@ -19,7 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_log_level_from_string
 from torch.utils.cpp_extension import get_default_build_root
 
-from bmtpt_ds.errors import UNWRITABLE, UserError, unreachable
+from bmtpt_ds.errors import UNWRITABLE, RankError, UserError, unreachable
 from bmtpt_ds.model.weights import fingerprint
 from bmtpt_ds.parallel.pulse import Pulse, node_name
 from bmtpt_ds.quiet import hush, is_verbose, say_if_longer
@@ -183,6 +183,10 @@ class Ranks:
         pulse = Pulse(self.rank, self.world, self._timeout) if self.world > 1 else None
         try:
             yield
+        except RankError as error:
+            if pulse:
+                pulse.why(error)  # for the others to name
+            raise
         except (UserError, Stopped):
             raise
         except Exception as error:

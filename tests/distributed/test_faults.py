@@ -17,6 +17,7 @@ from tests import launch, toy
 
 STEPS, TIMEOUT = 24, 10
 WORKER = launch.ROOT / "tests/distributed/raising_worker.py"
+SHORT = launch.ROOT / "tests/distributed/short_worker.py"
 
 
 def source(recipe: Path, run_dir: Path) -> list[object]:
@@ -81,6 +82,18 @@ def test_a_rank_that_raises_is_named(unbroken, tmp_path: Path) -> None:
     ) or f"rank 1 of 2 on {node} (" in last
     assert "then go on with --resume" in last
     goes_on(recipe, tmp_path / "run", right)
+
+
+def test_a_rank_that_runs_out_of_memory_says_how_to_go_on(unbroken, tmp_path: Path) -> None:
+    """The others wait in its pass; what it says, smaller micro-batches, is what the run then goes on with."""
+    recipe, _ = unbroken
+    command = source(recipe, tmp_path / "run")
+    said = launch.run(launch.forked(2, SHORT, *command), tmp_path / "log", status=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("bmtpt source: ")]
+    assert "out of memory with micro-batches of" in line
+    setting = line.rpartition("go on with --resume --set ")[2]
+    assert 0 < int(setting.removeprefix("run.max_tokens_per_micro_batch=")) < 200  # the step has some 80 tokens a rank
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -114,3 +114,13 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path, capsys: pytest.Capt
     line = capsys.readouterr().err
     assert "thesis.tex" in line and "another folder" in line and len(line.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_whose_names_only_look_like_a_demos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`bmtpt source --run-dir runs/source`, then `bmtpt demo --out runs`."""
+    for name in ("source/config.yaml", "model/mine.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("years of work")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path}: holds model, but no demo.log" in capsys.readouterr().err
+    assert (tmp_path / "source/config.yaml").is_file() and (tmp_path / "model/mine.safetensors").is_file()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bmtpt_ds.cli import main
 from bmtpt_ds.experiments.reporting.runs import Found, find_runs
@@ -83,6 +84,12 @@ def test_foreign_folders_and_files_are_named_where_they_were_given(folder: Path)
     ]
 
 
+def changed(folder: Path, section: str | None, **values) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (config[section] if section else config).update(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
 def broken(folder: Path, change: dict | None = None, task: dict | None = None) -> Path:
     results = json.loads((folder / "results.json").read_text()) | (change or {})
     results["tasks"]["rte"] |= task or {}
@@ -105,6 +112,11 @@ def broken(folder: Path, change: dict | None = None, task: dict | None = None) -
         (lambda run: (run / "config.yaml").write_text(""), "config.yaml: not written by bmtpt"),
         (lambda run: (run / "config.yaml").write_text("stage: adapt\ntarget: 3\n"), "no section 'model'"),
         (lambda run: (run / "config.yaml").unlink(), "config.yaml: cannot be read"),
+        (lambda run: changed(run, "source", tasks=None), "config.yaml: source.tasks is None"),
+        (lambda run: changed(run, "source", svgd=None), "config.yaml: source.svgd is None"),
+        (lambda run: changed(run, "run", name=5), "config.yaml: run.name is 5"),
+        (lambda run: changed(run, None, particles=5), "config.yaml: particles is 5"),
+        (lambda run: broken(run, {"split": "validation"}), "is of validation rows, a report compares test rows"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage, said: str) -> None:
@@ -115,6 +127,13 @@ def test_damage_is_named(tmp_path: Path, damage, said: str) -> None:
     assert said in line
     assert len(line.splitlines()) == 1
     assert (found.runs, found.unfinished, found.foreign) == ([], [], [])
+
+
+def test_a_line_without_losses_is_no_curve(tmp_path: Path) -> None:
+    run = source_run(tmp_path / "source")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 600, "loss": 1.0, "losses": []}\n{"step": 601, "loss": 1.0, "losses": 3}\n')
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
 
 
 def test_unfinished_runs_side_by_side_are_one_line(tmp_path: Path) -> None:

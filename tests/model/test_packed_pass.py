@@ -1,5 +1,7 @@
 """Passes over a table: the gradients of the padded ones, and on a GPU the same whether they are captured or not."""
 
+import json
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from bmtpt_ds.config import ModelConfig, deepspeed_json
 from bmtpt_ds.data.tokens import TokenRow
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model import frozen
-from bmtpt_ds.model.packed_pass import PackedPass, PackedPasses
+from bmtpt_ds.model.packed_pass import PackedPass, PackedPasses, can_pack
 from bmtpt_ds.parallel import Ranks, load_backbone
 from bmtpt_ds.phases import Phases
 from tests import toy
@@ -96,6 +98,19 @@ def test_what_keeps_a_model_from_it(small, monkeypatch):
     assert not packs(model)
 
 
+@pytest.mark.parametrize("json_name", ["resident", "zero3_cpu"])
+def test_blocks_that_cannot_run_whole_take_padded_passes(json_name, tmp_path, monkeypatch):
+    """flan-ul2's gate is SiLU. Under ZeRO-3 every block has a forward of its own, which says nothing of that."""
+    monkeypatch.setattr(frozen, "WHOLE", {("cpu", torch.float32)})
+    toy.make_model(tmp_path, own_head=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(values | {"feed_forward_proj": "gated-silu", "dense_act_fn": "silu"})
+    )
+    model = load_backbone(Ranks(timeout=60), ModelConfig(name_or_path=str(tmp_path)), deepspeed_json.load(json_name))
+    assert not can_pack(model.backbone, torch.device("cpu"))
+
+
 STEPS = [SHORT, SHORT[:1], SHORT[::-1], [row(200, 3), row(20, 2)], SHORT, SHORT[:1], [row(199, 2), row(21, 3)]]
 
 
@@ -138,7 +153,7 @@ def test_where_memory_is_short_graphs_go_first_and_then_rows_at_once(tied_model,
     assert of.max_tokens == 400
     failures.append(1)
     found = gradient_of_rows(of, prompts, SHORT, 5)  # the largest, which is captured before all others
-    assert of.max_tokens == 200
+    assert 100 < of.max_tokens < 200  # half of what the pass had
     torch.testing.assert_close(found.gradient, right[3], rtol=2e-2, atol=1e-3)
 
 

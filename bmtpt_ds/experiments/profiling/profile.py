@@ -45,8 +45,8 @@ def run_profile(
     for name in shapes:
         shape(name)
     tasks_to_profile(recipe, asked.stages)
-    check_files({"--json": json_file, "--plot": plot_file, "--trace": asked.trace})
     ds, ranks = start(recipe, json_name)
+    ranks.first_does(lambda: check_files({"--json": json_file, "--plot": plot_file, "--trace": asked.trace}))
     particle_ranks(recipe.source, ranks.world)  # refuses an impossible grid
     found = []
     with at_work(ranks) as stop:

@@ -10,6 +10,13 @@ from bmtpt_ds.run_files import read_config
 
 # of results.json and its like, what a report needs
 _KINDS = {"method": str, "model": str, "seed": int, "shots": int | None, "rows_processed": dict, "tasks": dict}
+# of config.yaml: what kind of value, and what stands for none
+_ASKED = {
+    "source.tasks": (list, []),
+    "source.svgd": (dict, {}),
+    "run.name": (str | None, None),
+    "particles": (str, "none"),
+}
 _TASK_KEYS = ("metric", "score", "metrics", "majority", "rows")
 
 
@@ -17,12 +24,17 @@ def read_sections(file: Path) -> dict[str, Any]:
     """As `read_config`, of a whole recipe.
 
     Raises:
-        UserError: a section is missing too.
+        UserError: a section is missing too, or what a report asks of it is something else.
     """
     config = read_config(file)
     for section in ("model", "source", "target", "run"):
         if not isinstance(config.get(section), dict):
             raise UserError(f"{file}: no section {section!r}")
+    for name, (kind, default) in _ASKED.items():
+        *sections, key = name.split(".")
+        value = (config[sections[0]] if sections else config).get(key, default)
+        if not isinstance(value, kind):
+            raise UserError(f"{file}: {name} is {value!r}")
     return config
 
 

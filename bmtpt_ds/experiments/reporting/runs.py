@@ -193,7 +193,11 @@ def _read_folder(folder: Path, found: Found) -> bool:
 def _add_run(found: Found, results: Path, stage: str, config: dict[str, Any], particles: str | None) -> None:
     folder = results.parent
     try:
-        found.runs.append(Run(folder, stage, config, particles, read_results(results)))
+        values = read_results(results)
+        if values.get("split") not in (None, "test"):
+            mend = "score it again with --split test"
+            raise UserError(f"{results.name} is of {values['split']} rows, a report compares test rows; {mend}")
+        found.runs.append(Run(folder, stage, config, particles, values))
     except UserError as error:
         found.damaged.append(f"{folder}: damaged: {error}")
 

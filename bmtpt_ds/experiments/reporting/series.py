@@ -30,12 +30,14 @@ class Curve(NamedTuple):
 
 
 def metric_lines(run: Run, *keys: str) -> list[tuple]:
-    """Of a run's log the steps and the values of some keys, where a line has numbers for all of them."""
+    """Of a run's log the steps and the values of some keys, where a line has numbers for all of them, and of `losses`,
+    which are the prompts', a list."""
     found = []
     for line in run.lines:
         values = [line.get(key) for key in keys]
         numbers = [n for value in values for n in (value if isinstance(value, list) else [value])]
-        if all(isinstance(number, int | float) for number in numbers):
+        lists = [key for key, value in zip(keys, values, strict=True) if isinstance(value, list) and value]
+        if lists == [key for key in keys if key == "losses"] and all(isinstance(n, int | float) for n in numbers):
             found.append((line["step"], *values))
     return found
 
