@@ -185,12 +185,30 @@ class GradientPass:
         self._by_table = self._packs  # whether the last step read its rows from tables
 
     @classmethod
-    def of(cls, session: Session, tasks: Iterable[Task], phases: Phases, grid: Grid | None = None) -> "GradientPass":
-        """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory."""
+    def of(
+        cls,
+        session: Session,
+        tasks: Iterable[Task],
+        phases: Phases,
+        grid: Grid | None = None,
+        before: Sequence[int] = (),
+    ) -> "GradientPass":
+        """For rows of `tasks`, as the recipe says; without a word on micro-batches they follow the free memory.
+
+        Args:
+            before: `planned` of a run that goes on, whose sums are to be rounded as they would have been.
+        """
         recipe, model = session.recipe, session.model
-        budget = model.token_budget(recipe.run.max_tokens_per_micro_batch, *session.longest(tasks))
+        asked, ranks = recipe.run.max_tokens_per_micro_batch, model.ranks.world
+        goes_on = asked == "auto" and list(before[:1]) == [ranks]
+        budget = before[1] if goes_on else model.token_budget(asked, *session.longest(tasks))
         graphs = recipe.model.cuda_graphs
         return cls(model, session.encoder.pad_id, budget, recipe.run.seed, phases, grid, cuda_graphs=graphs)
+
+    @property
+    def planned(self) -> list[int]:
+        """Ranks, and the tokens that they planned their micro-batches with."""
+        return [self._model.ranks.world, self._planned_tokens]
 
     @property
     def captures(self) -> bool:

@@ -44,6 +44,7 @@ class Posterior:
     step: int = 0  # steps done
     validated: int = 0  # the last step whose validation is in the log
     skipped_in_a_row: int = 0
+    planned: Sequence[int] = ()  # GradientPass.planned of its steps
 
     @classmethod
     def start(cls, particles: torch.Tensor, optimizer: str) -> "Posterior":
@@ -58,14 +59,15 @@ class Posterior:
         moments = {f"optimizer.{name}": value for name, value in self.state.items()}
         return {"particles": self.particles, "losses": self.losses, **moments}
 
-    def counters(self) -> dict[str, int]:
-        return {"summed": self.summed, "validated": self.validated, "skipped_in_a_row": self.skipped_in_a_row}
+    def counters(self) -> dict[str, int | list[int]]:
+        counts = {"summed": self.summed, "validated": self.validated, "skipped_in_a_row": self.skipped_in_a_row}
+        return {**counts, "planned": list(self.planned)}
 
     def restore(self, tensors: dict[str, torch.Tensor], saved: dict) -> None:
         """Takes over what `tensors` and `counters` gave, in place."""
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
-        self.step, self.summed = saved["step"], saved.get("summed", 0)
+        self.step, self.summed, self.planned = saved["step"], saved.get("summed", 0), saved.get("planned", [])
         if not self.summed:  # an older checkpoint does not say of how many steps they are
             self.losses.zero_()
         self.validated, self.skipped_in_a_row = saved["validated"], saved["skipped_in_a_row"]
@@ -97,7 +99,8 @@ def learn_posterior(
     """
     source, run, ranks, phases = session.recipe.source, session.recipe.run, session.ranks, log.phases
     grid = Grid(ranks, particle_ranks(source, ranks.world))
-    gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid)
+    gradient_of = GradientPass.of(session, [task for task, _ in tasks], phases, grid, posterior.planned)
+    posterior.planned = gradient_of.planned
     about, flags = session.identity(), LateFlags(ranks.device)
     backend = svgd_backend(source, posterior.particles)
     validation = [

@@ -74,7 +74,9 @@ def adapt(
         UserError: a run's gradients were not finite for more than 10 steps in a row.
     """
     target, run, ranks, phases = session.recipe.target, session.recipe.run, session.ranks, log.phases
-    gradient_of = GradientPass.of(session, [task for of_run in runs for task, _ in of_run.tasks], phases)
+    tasks = [task for of_run in runs for task, _ in of_run.tasks]
+    gradient_of = GradientPass.of(session, tasks, phases, before=adaptation.planned)
+    adaptation.planned = gradient_of.planned
     about, flags = session.identity(), LateFlags(ranks.device)
     validation = {
         task.name: EncodedRows.of(session.encoder, task, splits.validation) for r in runs for task, splits in r.tasks

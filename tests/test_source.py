@@ -103,6 +103,30 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_one_before_whatever_was_as
     assert found == pytest.approx(means, rel=1e-5)
 
 
+def test_it_goes_on_to_the_bit_whatever_memory_is_free(loaded, encoder, tasks, tmp_path: Path, monkeypatch) -> None:
+    """In micro-batches as large as before: others would round otherwise. A recipe that names a size has its way."""
+
+    def recipe(max_tokens: int | str) -> Recipe:
+        run = RunConfig(save_every=2, keep=9, max_tokens_per_micro_batch=max_tokens)
+        return recipe_with(steps=4).model_copy(update={"run": run})
+
+    def free(size: float) -> None:
+        monkeypatch.setattr(type(loaded.ranks), "free_memory", lambda _: int(size))
+
+    free(1e9)
+    whole = learn(loaded, encoder, recipe("auto"), tasks, tmp_path / "whole")
+    begun = read_tensors(tmp_path / "whole/checkpoints/step-00000002.safetensors")
+    free(3e5)
+    found = learn(loaded, encoder, recipe("auto"), tasks, tmp_path / "goes on", begun)
+    assert found.planned == whole.planned
+    assert torch.equal(found.particles, whole.particles)
+    assert learn(loaded, encoder, recipe(50), tasks, tmp_path / "asked", begun).planned == [1, 50]
+    before = {**begun.state, "planned": [2, 10**6]}  # on two ranks
+    elsewhere = learn(loaded, encoder, recipe("auto"), tasks, tmp_path / "one", replace(begun, state=before))
+    assert elsewhere.planned[1] < whole.planned[1]
+    assert not torch.equal(elsewhere.particles, whole.particles)
+
+
 def test_a_backend_that_cannot_run_here_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     source = recipe_with(svgd={"backend": "triton"}).source

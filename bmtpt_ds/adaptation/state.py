@@ -1,6 +1,7 @@
 """Where the target stage stands: all that a checkpoint needs. R runs side by side, N tasks of each."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -21,6 +22,7 @@ class Adaptation:
         self.tuned, self.best = begun, begun.clone()
         self.best_score, self.best_step = [-math.inf] * runs, [0] * runs
         self.step, self.validated = 0, 0
+        self.planned: Sequence[int] = ()  # GradientPass.planned of its steps
         self.moments = _moments(begun, target)  # of the optimizer
         self.taken = torch.zeros(runs, dtype=torch.int64, device=like.device)  # its steps: those not skipped
         self.skipped, self.skipped_in_a_row = torch.zeros_like(self.taken), torch.zeros_like(self.taken)
@@ -44,7 +46,8 @@ class Adaptation:
 
     def counters(self) -> dict:
         scores = [score if math.isfinite(score) else None for score in self.best_score]  # JSON has no -inf
-        return {"best_score": scores, "best_step": self.best_step, "validated": self.validated}
+        best = {"best_score": scores, "best_step": self.best_step}
+        return {**best, "validated": self.validated, "planned": list(self.planned)}
 
     def restore(self, tensors: dict[str, torch.Tensor], saved: dict) -> None:
         """Takes over what `tensors` and `counters` gave, in place."""
@@ -52,6 +55,7 @@ class Adaptation:
             value.copy_(tensors[name])
         self.best_score = [-math.inf if score is None else score for score in saved["best_score"]]
         self.best_step, self.validated, self.step = list(saved["best_step"]), saved["validated"], saved["step"]
+        self.planned = saved.get("planned", [])
 
     def keep_better(self, scores: list[float]) -> None:
         """Keeps what every run has whose score [R] no earlier validation reached."""

@@ -147,6 +147,15 @@ def test_unfinished_runs_side_by_side_are_one_line(tmp_path: Path) -> None:
     assert line.startswith(f"{folder}: unfinished: runs side by side, step 30 of 30,000")
 
 
+def test_unfinished_runs_one_after_another_are_counted(tmp_path: Path) -> None:
+    """Of tuned weights, where the folder above them has no log."""
+    folder = side_by_side(tmp_path / "three", seeds=3)
+    for file in (folder / "results.json", folder / "metrics.jsonl", folder / "runs/rte-2/results.json"):
+        file.unlink(missing_ok=True)
+    (line,) = found_in(tmp_path).rest
+    assert line.startswith(f"{folder}: unfinished: 2 of its runs are finished; go on with")
+
+
 def test_a_lost_run_of_several_is_damage(tmp_path: Path) -> None:
     folder = side_by_side(tmp_path / "three")
     (folder / "runs/rte-1/results.json").unlink()

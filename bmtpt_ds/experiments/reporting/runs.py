@@ -210,10 +210,11 @@ def _tell_unfinished(folder: Path, section: dict, several: bool, found: Found) -
     lines = read_lines(folder / METRICS)
     step, steps = max((line["step"] for line in lines), default=0), section.get("steps")
     of = f" of {steps:,}" if isinstance(steps, int) else ""
-    what = "runs side by side, " if several else ""
-    found.unfinished.append(
-        f"{folder}: unfinished: {what}step {step:,}{of} in its log; go on with the command that began it and --resume"
-    )
+    what = f"{'runs side by side, ' * several}step {step:,}{of} in its log"
+    if several and not lines and (folder / RUNS).is_dir():  # of tuned weights: one run after another, each with its log
+        done = sum((run / RESULTS).is_file() for run in (folder / RUNS).iterdir())
+        what = f"{done} of its runs {'are' if done != 1 else 'is'} finished"
+    found.unfinished.append(f"{folder}: unfinished: {what}; go on with the command that began it and --resume")
 
 
 def _is_several(folder: Path) -> bool:
