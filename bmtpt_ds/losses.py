@@ -4,7 +4,6 @@ Symbols: P prompts (particles in the source stage), L prompt length, H hidden si
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from bmtpt_ds.data.plan import plan_micro_batches
 from bmtpt_ds.data.tokens import Batch, upload
 from bmtpt_ds.data.work import HostPass, StepRows, StepWork, host_pass, plan_step
 from bmtpt_ds.errors import RankError
+from bmtpt_ds.flags import Flags
 from bmtpt_ds.model.backbone import Backbone
 from bmtpt_ds.model.packed_pass import PackedPasses, can_pack
 from bmtpt_ds.parallel import Grid, Sharded
@@ -75,32 +75,6 @@ def of_rows(prompts: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
     return torch.stack([parts[number] for number in numbers])
 
 
-class Flags:
-    """Whether a step's numbers are finite and whether somebody wants to stop, on their way from the device."""
-
-    def __init__(self, finite: torch.Tensor, wishes: torch.Tensor):
-        """
-        Args:
-            finite: 0-d bool.
-            wishes: 0-d, on how many ranks a signal has come.
-        """
-        flags = torch.stack([finite, wishes > 0])
-        self._arrived = None
-        if flags.is_cuda:
-            self._flags = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-        else:
-            self._flags = flags
-
-    def read(self) -> tuple[bool, bool]:
-        """Waits for the device to have come to the end of the step."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        finite, stop = self._flags.tolist()
-        return finite, stop
-
-
 @dataclass(frozen=True)
 class StepGradient:
     """The same on every rank."""
@@ -125,31 +99,6 @@ class StepGradient:
     def stop(self) -> bool:
         """Whether a signal has come on some rank; waits for the device."""
         return self.flags.read()[1]
-
-
-class LateFlags:
-    """Reads the steps' flags without making the host wait: on a GPU a step late, when it works on the next one.
-
-    All ranks read the same flags after the same step.
-    """
-
-    def __init__(self, device: torch.device):
-        self._lag = 1 if device.type == "cuda" else 0
-        self._waiting: deque[tuple[int, Flags]] = deque()
-
-    def read(self, step: int, flags: Flags, *, now: bool) -> Iterator[tuple[int, bool, bool]]:
-        """Step, whether it was finite, whether to stop, of the steps whose flags are due.
-
-        Args:
-            step, flags: of the step just begun.
-            now: whether to wait for its flags too.
-        """
-        self._waiting.append((step, flags))
-        while len(self._waiting) > (0 if now else self._lag):
-            done, waiting = self._waiting.popleft()
-            finite, stop = waiting.read()
-            now |= stop  # the last step's belong into the checkpoint
-            yield done, finite, stop
 
 
 class GradientPass:

@@ -21,7 +21,8 @@ from bmtpt_ds.data.tokens import RowEncoder, TokenRow
 from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows, score_prompts
-from bmtpt_ds.losses import GradientPass, LateFlags, Prompts, StepGradient
+from bmtpt_ds.flags import LateFlags
+from bmtpt_ds.losses import GradientPass, Prompts, StepGradient
 from bmtpt_ds.parallel import Grid, Ranks, Sharded
 from bmtpt_ds.phases import Phases
 from bmtpt_ds.results import beside_majority

@@ -29,7 +29,8 @@ from bmtpt_ds.data.tokens import RowEncoder, TokenRow, upload
 from bmtpt_ds.data.work import StepRows, StepWork
 from bmtpt_ds.errors import UserError
 from bmtpt_ds.evaluate import EncodedRows
-from bmtpt_ds.losses import GradientPass, LateFlags, StepGradient
+from bmtpt_ds.flags import LateFlags
+from bmtpt_ds.losses import GradientPass, StepGradient
 from bmtpt_ds.optimizer import adam, clip_factor
 from bmtpt_ds.parallel import Ranks, Sharded
 from bmtpt_ds.phases import Phases
@@ -101,6 +102,8 @@ def adapt(
             # saved before a validation too: one that a signal breaks off is done again on resume
             saved = step % run.save_every == 0 or step == target.steps or _validation_due(target, step)
             stop = _heed(flags.read(step, found.flags, now=logged or saved), adaptation, runs)
+            if logged or saved:  # the host waits anyway
+                _refuse_skipping(step, adaptation, runs)
             if logged:
                 log_losses(log, runs, adaptation, learning_rates(target, adaptation.tuned, step), found.imbalance)
             log.advance(step)
@@ -276,18 +279,20 @@ def _heed(flags: Iterable[tuple[int, bool, bool]], adaptation: Adaptation, runs:
     """Whether to stop. Ends the job where a run's gradients stay non-finite; a few such steps only move nothing.
 
     Args:
-        flags: step, whether its gradients were finite, whether somebody wants to stop.
+        flags: step, whether its likelihood's gradients were finite, whether somebody wants to stop.
     """
     stop = False
     for step, finite, wished in flags:
         stop |= wished
-        if finite:
-            continue
-        for run, count in zip(runs, adaptation.skipped_in_a_row.tolist(), strict=True):
-            if count > (run.drawn_as.max_skipped if run.drawn_as else MAX_SKIPPED):
-                which = f"run {run.name}: " if run.name else ""
-                keys = "source.lr" if run.drawn_as else " and ".join(_RATES[name] for name in adaptation.tuned.rates)
-                raise UserError(
-                    f"step {step}: {which}gradients were not finite for {count} steps in a row; lower {keys}"
-                )
+        if not finite:
+            _refuse_skipping(step, adaptation, runs)
     return stop
+
+
+def _refuse_skipping(step: int, adaptation: Adaptation, runs: Sequence[TargetRun]) -> None:
+    """Ends the job where a run has moved nothing for too many steps; waits for the device."""
+    for run, count in zip(runs, adaptation.skipped_in_a_row.tolist(), strict=True):
+        if count > (run.drawn_as.max_skipped if run.drawn_as else MAX_SKIPPED):
+            which = f"run {run.name}: " if run.name else ""
+            keys = "source.lr" if run.drawn_as else " and ".join(_RATES[name] for name in adaptation.tuned.rates)
+            raise UserError(f"step {step}: {which}gradients were not finite for {count} steps in a row; lower {keys}")

@@ -22,6 +22,7 @@ ROOMS = (
     "evaluate",
     "answers",
     "losses",
+    "flags",
     "prompt_files",
     "session",
     "runlog",

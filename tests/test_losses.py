@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bmtpt_ds.data.tokens import Batch, TokenRow, collate
 from bmtpt_ds.data.work import StepRows
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.losses import Flags, GradientPass, LateFlags
+from bmtpt_ds.flags import Flags, LateFlags
+from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.methods.fine_tuning import free_weights
 from bmtpt_ds.methods.weights import TunedWeights
 from bmtpt_ds.model.backbone import checkpoint_activations

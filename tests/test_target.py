@@ -15,7 +15,7 @@ from bmtpt_ds.errors import UserError
 from bmtpt_ds.losses import GradientPass
 from bmtpt_ds.model.prompts import ComposedPrompt
 from bmtpt_ds.phases import Phases
-from bmtpt_ds.target import Adaptation, Prior, _heed, update
+from bmtpt_ds.target import Adaptation, Prior, _heed, _refuse_skipping, update
 from tests.one_step import gradient_of_rows
 
 CPU = torch.device("cpu")
@@ -224,6 +224,12 @@ def test_a_prior_that_is_not_finite_moves_nothing_either() -> None:
     assert found.skipped.tolist() == [2, 2]
     assert all(torch.equal(old, new) for old, new in zip(before, found.tuned.tensors(), strict=True))
     assert torch.isfinite(found.prior).all()
+    steps(found, target, Prior("gaussian", PARTICLES, 1e-30), 3, 10)
+    runs = [TargetRun("rte-0", Recipe(), []), TargetRun("rte-1", Recipe(), [])]
+    _refuse_skipping(10, found, runs)
+    steps(found, target, Prior("gaussian", PARTICLES, 1e-30), 11, 11)
+    with pytest.raises(UserError, match=r"^step 11: run rte-0: gradients were not finite for 11 steps in a row; lower"):
+        _refuse_skipping(11, found, runs)
 
 
 @pytest.mark.parametrize(("most", "stops"), [(2, True), (3, False)])
