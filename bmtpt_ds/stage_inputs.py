@@ -63,7 +63,7 @@ def check_source_method(recipe: Recipe) -> None:
             "set it to all"
         )
     blocks = 1 if source.particle_ranks == "auto" else source.particle_ranks
-    if source.particles % blocks:
+    if SOURCE_KIND[method] == "particles" and source.particles % blocks:
         raise UserError(f"source.particle_ranks: {blocks} must divide the {source.particles} particles; set auto")
     if SOURCE_KIND[method] != "particles" and blocks > 1:
         raise UserError(

@@ -74,8 +74,9 @@ def predict(job: Job, cluster: Cluster, layout: str) -> Prediction:
 
 
 def _plan(step: Sequence[Sequence[Cell]], data_ranks: int, tokens: int) -> Plan:
-    """Of all ranks, block after block."""
-    return [of_rank for plan in plan_blocks(step, data_ranks, tokens) for of_rank in plan]
+    """Of all ranks that have cells, block after block: more than there are cells have none, whatever their number."""
+    busy = min(data_ranks, max(map(len, step)))
+    return [of_rank for plan in plan_blocks(step, busy, tokens) for of_rank in plan]
 
 
 def _zero(job: Job, cluster: Cluster, layout: str) -> Mapping[str, Any]:
