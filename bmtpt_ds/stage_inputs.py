@@ -62,7 +62,7 @@ def check_source_method(recipe: Recipe) -> None:
             f"source.tasks_per_step: {source.kappa}, but method {method} trains every task's own prompt in every step: "
             "set it to all"
         )
-    blocks = 1 if source.particle_ranks == "auto" else source.particle_ranks
+    blocks = _blocks(source)
     if SOURCE_KIND[method] == "particles" and source.particles % blocks:
         raise UserError(f"source.particle_ranks: {blocks} must divide the {source.particles} particles; set auto")
     if SOURCE_KIND[method] != "particles" and blocks > 1:
@@ -72,13 +72,12 @@ def check_source_method(recipe: Recipe) -> None:
 
 
 def particle_ranks(source: SourceConfig, world: int) -> int:
-    """In how many blocks of particles so many ranks are; `auto` is 1: the cells of all particles, dealt to all ranks,
-    balance best.
+    """In how many blocks of particles so many ranks are.
 
     Raises:
         UserError: blocks or shares would not be equal; names what is possible.
     """
-    count = 1 if source.particle_ranks == "auto" else source.particle_ranks
+    count = _blocks(source)
     if source.particles % count or world % count:
         most = gcd(source.particles, world)
         possible = [str(p) for p in range(1, most + 1) if most % p == 0]
@@ -87,6 +86,11 @@ def particle_ranks(source: SourceConfig, world: int) -> int:
             f"give {' or '.join(possible)}"
         )
     return count
+
+
+def _blocks(source: SourceConfig) -> int:
+    """Those asked for; `auto` is 1: the cells of all particles, dealt to all ranks, balance best."""
+    return 1 if source.particle_ranks == "auto" else source.particle_ranks
 
 
 def check_target_method(recipe: Recipe, particles: str) -> None:
@@ -113,6 +117,11 @@ def check_measured_method(recipe: Recipe) -> None:
     """
     if recipe.method != "bmtpt":
         raise UserError(f"method {recipe.method}: only steps of bmtpt are known here; --set method=bmtpt")
+
+
+def source_is_taught(recipe: Recipe) -> bool:
+    """Whether a teacher reads the rows of a source step too, as MPT's does."""
+    return recipe.method == "mpt" and recipe.mpt.distillation > 0
 
 
 def rows_of_source_step(recipe: Recipe) -> int:

@@ -33,6 +33,7 @@ from bmtpt_ds.stage_inputs import (
     check_target_method,
     particle_ranks,
     rows_of_source_step,
+    source_is_taught,
     source_tasks,
     target_splits,
     target_tasks,
@@ -59,8 +60,8 @@ def run_source(recipe: Recipe, run_dir: Path, json_name: str | None, *, resume: 
         sources = [TaskSplits(*pair) for pair in zip(tasks, splits, strict=True)]
         for task, rows in sources:
             check_source_rows(recipe, task, rows.train)
-        taught = recipe.method == "mpt" and recipe.mpt.distillation > 0
-        session = open_session(recipe, ranks, ds, rows_of_source_step(recipe), stop, tasks, taught=taught)
+        rows, taught = rows_of_source_step(recipe), source_is_taught(recipe)
+        session = open_session(recipe, ranks, ds, rows, stop, tasks, taught=taught)
         for task in tasks:
             session.encoder.check_answers(task)
         learned = method(recipe.method).learn(SourceJob(session, sources, directory))

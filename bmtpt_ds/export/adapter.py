@@ -37,6 +37,7 @@ class Adapter:
     prompt: ComposedPrompt  # float32; of a single prompt a and b are ones
     base_model: str | None  # as the adapter names it
     peft_version: str | None
+    sha256: str  # of its file of weights
 
     @property
     def prompts(self) -> torch.Tensor:
@@ -122,7 +123,8 @@ def read_adapter(folder: Path) -> Adapter:
         columns = _shaped(folder, tensors, _COLUMNS, (tasks, length, 1))
         rows = _shaped(folder, tensors, _ROWS, (tasks, 1, hidden))
         prompt = ComposedPrompt(full, columns[:, :, 0].contiguous(), rows[:, 0, :].contiguous())
-    return Adapter(folder, kind, prompt, config.get("base_model_name_or_path"), config.get("peft_version"))
+    named = config.get("base_model_name_or_path"), config.get("peft_version")
+    return Adapter(folder, kind, prompt, *named, weights_sha256(folder))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

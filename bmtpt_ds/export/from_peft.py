@@ -13,7 +13,7 @@ from bmtpt_ds.config import Recipe, override_recipe
 from bmtpt_ds.config.methods import SOURCE_KIND
 from bmtpt_ds.data.tokens import load_tokenizer, tokenizer_digest
 from bmtpt_ds.errors import UserError
-from bmtpt_ds.export.adapter import Adapter, read_adapter, weights_sha256
+from bmtpt_ds.export.adapter import Adapter, read_adapter
 from bmtpt_ds.export.record import FOREIGN, RECORD, Record, read_record
 from bmtpt_ds.files import write_atomically
 from bmtpt_ds.folders import check_out, draft_of
@@ -65,7 +65,7 @@ def run_import(
     for folder, known in zip(folders, records, strict=True):
         if known:
             check_identity(Stored(folder / RECORD, {}, known.state), identity)
-    changed = record is not None and record.weights_sha256 not in (None, weights_sha256(folders[0]))
+    changed = record is not None and record.weights_sha256 not in (None, adapters[0].sha256)
     state = _state(adapters, record, tasks, identity, recipe, changed=changed)
     restored = record if _restores(record, names) and not changed else None
     _write(out, adapters[0], particles, tasks, recipe, state, restored)
@@ -169,7 +169,7 @@ def _state(
             "folder": str(adapter.folder),
             "peft_type": adapter.kind,
             "peft_version": adapter.peft_version,
-            "sha256": weights_sha256(adapter.folder),
+            "sha256": adapter.sha256,
         }
         for adapter in adapters
     ]
